@@ -1,0 +1,52 @@
+"""Every message between panels, as typed structs: the one place where the wire is defined."""
+
+from components.protocol.chat import (
+    ChatDone,
+    ChatItem,
+    ChatRequest,
+    FinishReason,
+    ImagePart,
+    TextDelta,
+    TextPart,
+    Turn,
+)
+from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
+from components.protocol.encode import Embedding, EncodeRequest
+from components.protocol.errors import ErrorCode
+from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Tokens
+from components.protocol.instance import ROLES, Instance, Role, subject
+from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, ReserveRequest
+
+__all__ = [
+    "ROLES",
+    "VERSION",
+    "BufferImage",
+    "ChatDone",
+    "ChatItem",
+    "ChatRequest",
+    "Embedding",
+    "EncodeRequest",
+    "ErrorCode",
+    "FinishReason",
+    "GenerateDone",
+    "GenerateItem",
+    "GenerateRequest",
+    "Hop",
+    "ImagePart",
+    "ImageSource",
+    "Instance",
+    "Message",
+    "PrefillRequest",
+    "Prefilled",
+    "Reservation",
+    "ReserveRequest",
+    "Role",
+    "Sampling",
+    "TextDelta",
+    "TextPart",
+    "Tokens",
+    "Turn",
+    "UrlImage",
+    "Usage",
+    "subject",
+]

@@ -1,0 +1,27 @@
+"""prefill → encode, operation ``encode``: a picture's whereabouts in, its embedding's whereabouts out."""
+
+from __future__ import annotations
+
+from components.protocol.common import Count, Hop, ImageSource, Message
+
+
+class EncodeRequest(Message):
+    model: str
+    image: ImageSource
+
+
+class Embedding(Message):
+    """Where a picture's embedding can be read, and what it is.
+
+    ``record`` is the ``RdmaMetadata`` of a readable as JSON; the buffer is ``shape`` = (tokens, width) of ``dtype``
+    (a numpy name such as ``float32`` or ``bfloat16``), C order. ``grid`` is (t, h, w) in patches before merging.
+    ``revision`` names the weights and the preprocessing: a reader with another one must refuse.
+    """
+
+    record: bytes
+    shape: tuple[Count, Count]
+    dtype: str
+    grid: tuple[int, int, int]
+    revision: str
+    content_hash: str
+    hops: tuple[Hop, ...] = ()

@@ -1,0 +1,51 @@
+"""decode → prefill, operation ``prefill``; and back, prefill → decode, operation ``reserve``.
+
+Only prefill knows how long the prompt is once its pictures are expanded, so it asks the decode worker for KV memory
+when it does: decode answers with a *writable* record and prefill writes the KV there, layer by layer.
+"""
+
+from __future__ import annotations
+
+from components.protocol.common import Count, Hop, ImageSource, Message, Sampling
+
+
+class PrefillRequest(Message):
+    """``reserve_subject`` is where the asking decode instance answers ``reserve``; ``attempt`` names this try."""
+
+    model: str
+    token_ids: tuple[Count, ...]
+    images: tuple[ImageSource, ...]
+    sampling: Sampling
+    reserve_subject: str
+    attempt: str
+
+
+class ReserveRequest(Message):
+    """Asks for KV memory for ``prompt_tokens`` tokens (images expanded) of the request that ``attempt`` names."""
+
+    attempt: str
+    prompt_tokens: Count
+
+
+class Reservation(Message):
+    """``target`` tells the prefill engine where the KV goes; its form is the engine's.
+
+    For the transformers engine it is the ``RdmaMetadata`` of a writable, as JSON.
+    """
+
+    target: bytes
+
+
+class Prefilled(Message):
+    """The KV of the whole prompt is in the decode worker's memory, and this is the first token.
+
+    ``next_position`` is the rotary position of the first generated token (M-RoPE: less than the token count when the
+    prompt holds pictures). ``grids`` are the (t, h, w) patch grids of the images, for engines whose decode needs them.
+    """
+
+    first_token: Count
+    prompt_tokens: Count
+    image_tokens: Count
+    next_position: Count
+    grids: tuple[tuple[int, int, int], ...] = ()
+    hops: tuple[Hop, ...] = ()

@@ -1,0 +1,1 @@
+"""How models/tiny-vl was made: data, network, training, export, evaluation. Start with README.md beside this file."""
