@@ -13,7 +13,7 @@ from components.protocol.chat import (
 from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
 from components.protocol.encode import Embedding, EncodeRequest
 from components.protocol.errors import ErrorCode
-from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Tokens
+from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
 from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, ReserveRequest
 
@@ -42,6 +42,7 @@ __all__ = [
     "ReserveRequest",
     "Role",
     "Sampling",
+    "Started",
     "TextDelta",
     "TextPart",
     "Tokens",

@@ -15,6 +15,18 @@ class GenerateRequest(Message):
     sampling: Sampling
 
 
+class Started(Message, tag="started"):
+    """The prompt is prefilled: sent once, before the first ``Tokens``.
+
+    The processor may end the stream itself (a stop string, a client that hangs up) and never see ``GenerateDone``;
+    this is where it learns what the prompt cost. ``image_tokens`` are part of ``prompt_tokens``.
+    """
+
+    prompt_tokens: Count
+    image_tokens: Count = 0
+    hops: tuple[Hop, ...] = ()
+
+
 class Tokens(Message, tag="tokens"):
     """The next tokens of the answer, in order; several when the reader was slower than the engine."""
 
@@ -22,9 +34,11 @@ class Tokens(Message, tag="tokens"):
 
 
 class GenerateDone(Message, tag="done"):
+    """The last item of the stream; ``hops`` are all of them, those of ``Started`` too."""
+
     finish_reason: FinishReason
     usage: Usage
     hops: tuple[Hop, ...] = ()
 
 
-GenerateItem = Tokens | GenerateDone
+GenerateItem = Started | Tokens | GenerateDone
