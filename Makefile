@@ -1,0 +1,61 @@
+# The commands of this repository; `make` alone lists them.
+#   PYTHON=python3.12   which Python (3.11 or newer) makes the environment
+#   VENV=.venv          where the environment is
+#   PORT=8000           HTTP port of the demo
+#   ONCE=1              the demo stops after the answer
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+# An environment that is there stays in use; it is made anew only for another PYTHON.
+PYTHON ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
+BIN := $(VENV)/bin
+PINS := constraints-cpu.txt
+# The stamps carry what was installed from, so that a changed pin installs again and nothing else does.
+SHOW_VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+VERSION := $(shell $(PYTHON) -c '$(SHOW_VERSION)' 2>&1)
+HASH := $(VERSION)-$(shell cat pyproject.toml $(PINS) | cksum | cut -d' ' -f1)
+RUNTIME := $(VENV)/.runtime-$(HASH)
+DEVELOP := $(VENV)/.develop-$(HASH)
+
+.PHONY: help install demo test lint evaluate clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
+
+demo: $(RUNTIME) ## start everything, ask about a picture, show the way the request took
+	@exec $(BIN)/triptych demo $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
+
+test: lint ## everything that CI runs
+	@$(BIN)/pytest
+
+lint: $(DEVELOP) ## ruff and mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+evaluate: $(RUNTIME) ## measure the bundled model as its card says
+	@$(BIN)/python -m models.train.evaluate
+
+clean: ## remove the environment, caches and what a stack left
+	rm -rf $(VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUNTIME):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Triptych needs Python 3.11 or newer, and $(PYTHON) is not: give one with PYTHON=python3.12"; exit 1; }
+	@[ "$$($(BIN)/python -c '$(SHOW_VERSION)' 2>&1)" = "$(VERSION)" ] || \
+	  { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing into $(VENV) (minutes the first time, most of it torch)"
+	@$(BIN)/python -m pip install -c $(PINS) -e '.[transformers]'
+	@touch $@
+
+$(DEVELOP): $(RUNTIME)
+	@echo "installing the tools for tests into $(VENV)"
+	@$(BIN)/python -m pip install -c $(PINS) -e '.[transformers,dev]'
+	@touch $@
