@@ -1,0 +1,151 @@
+"""The ``triptych`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from components.cli import demo, role, way
+from components.cli.board import Board
+from components.cli.chat import ChatError, ask
+from components.cli.supervisor import Supervisor
+from components.cli.up import run_stack
+from components.config import ConfigError, Topology, load
+from components.protocol import Role
+
+app = typer.Typer(
+    help="Chat with images, served by encode, prefill and decode workers that scale apart.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measure the data plane or the whole service.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Topology file; without it: one of each role.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")]
+Port = Annotated[int | None, typer.Option("--port", help="HTTP port (frontend.port).")]
+Model = Annotated[str | None, typer.Option("--model", help="Model folder or hub name (model.path).")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log lines of all roles here, too.")]
+
+
+def _load(config: Path | None, sets: list[str] | None, **shortcuts: object) -> Topology:
+    """The settings, or the end of the program with what is wrong with them; ``a__b`` in ``shortcuts`` is a.b."""
+    given = [f"{key.replace('__', '.')}={value}" for key, value in shortcuts.items() if value is not None]
+    try:
+        return load(config, [*(sets or ()), *given])
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
+@app.command()
+def up(
+    config: Config = None, port: Port = None, model: Model = None, sets: Sets = None, verbose: Verbose = False
+) -> None:
+    """Run the whole topology in this terminal; Ctrl-C drains it."""
+    topology = _load(config, sets, frontend__port=port, model__path=model)
+    board = Board(Console())
+
+    async def greet(stack: Supervisor) -> int:
+        board.say(f"{stack.url} answers for model {stack.topology.model.name}", "bold green")
+        board.say(demo.curl(stack.url, stack.topology.model.name))
+        board.say(f"log lines of all roles: {stack.log_file}", "dim")
+        return 0
+
+    sys.exit(asyncio.run(run_stack(topology, board, verbose, greet, once=False)))
+
+
+@app.command("demo")
+def demo_command(
+    config: Config = None,
+    port: Port = None,
+    model: Model = None,
+    sets: Sets = None,
+    verbose: Verbose = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop after the answer.")] = False,
+) -> None:
+    """Run the whole topology, ask it about a sample picture, show the way the request took, and go on serving."""
+    topology = _load(config, sets, frontend__port=port, model__path=model)
+    board = Board(Console())
+    sys.exit(asyncio.run(run_stack(topology, board, verbose, demo.session(board, once), once)))
+
+
+@app.command()
+def run(
+    name: Annotated[Role, typer.Argument(metavar="ROLE", help="frontend, processor, encode, prefill or decode")],
+    config: Config = None,
+    sets: Sets = None,
+    instance: Annotated[
+        str | None, typer.Option("--id", help="Name of this instance; without it: a fresh one.")
+    ] = None,
+) -> None:
+    """Run one role alone: what compose, Slurm and Kubernetes start."""
+    sys.exit(role.start(name, _load(config, sets), instance))
+
+
+@app.command()
+def chat(
+    text: Annotated[str, typer.Argument(help="The question.")],
+    image: Annotated[list[str] | None, typer.Option("--image", help="A file or URL; repeatable.")] = None,
+    url: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Served model; without it: the first one.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; without it: what the context holds.")] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    trace: Annotated[bool, typer.Option("--trace", help="Show the way the request took.")] = False,
+) -> None:
+    """Ask a running server, and print the answer as it comes."""
+    console = Console()
+    question = ask(
+        url,
+        text,
+        image or (),
+        write=lambda piece: print(piece, end="", flush=True),
+        model=model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        trace=trace,
+    )
+    try:
+        answer = asyncio.run(question)
+    except ChatError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print()
+    if trace:
+        console.print(way.table(answer.hops))
+
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@bench.command("transfer", context_settings=_PASS_ON)
+def bench_transfer(context: typer.Context) -> None:
+    """The data plane alone: one-sided reads and writes by size and lane."""
+    _bench("benchmarks.transfer", context.args)
+
+
+@bench.command("serve", context_settings=_PASS_ON)
+def bench_serve(context: typer.Context) -> None:
+    """The whole service under load: time to first token, tokens per second."""
+    _bench("benchmarks.serve", context.args)
+
+
+def _bench(module: str, arguments: list[str]) -> None:
+    # Imported here: no other command should wait for what a benchmark needs.
+    sys.exit(importlib.import_module(module).main(arguments))
+
+
+def main() -> None:
+    """Entry point of the ``triptych`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
