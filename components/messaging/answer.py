@@ -1,0 +1,174 @@
+"""One answer on its way: the handler that makes it, and the frames that may have to be sent again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+
+from components.messaging.context import Context
+from components.messaging.errors import MESSAGE_LIMIT, CallError, encode_error
+from components.messaging.frames import END, ERROR, HEADROOM, ITEM, LAST, RESULT, WINDOW, pack, pack_sent
+from components.messaging.links import Links
+from components.messaging.wire import Wire
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Handler = Callable[[T, Context], Awaitable[Any] | AsyncIterator[Any]]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Caller:
+    """One caller whose requests run here, or whose answers it has not acknowledged yet."""
+
+    def __init__(self, wire: Wire, links: Links, inbox: str, subject: str, callers: dict[str, Caller]) -> None:
+        self.wire = wire
+        self.frames_to = f"{inbox}.f"
+        self.answers: dict[int, Answer] = {}
+        self.link = links.open(self.frames_to, beat=self._beat, lost=self._lost)
+        self._links = links
+        self._inbox = inbox
+        self._subject = subject
+        self._callers = callers
+
+    def _beat(self) -> bytes:
+        return pack_sent(self._subject, [(number, answer.sent) for number, answer in self.answers.items()])
+
+    def _lost(self) -> None:
+        log.info("caller %s has gone; its %d requests here are cancelled", self._inbox, len(self.answers))
+        self.forget()
+
+    def stop(self, error: CallError) -> None:
+        """Cut every running handler and tell the caller why."""
+        for answer in list(self.answers.values()):
+            answer.stop(error)
+
+    def forget(self) -> None:
+        """Cut every running handler and drop what is kept for the caller."""
+        for answer in list(self.answers.values()):
+            answer.close()
+
+    def remove(self, number: int) -> None:
+        del self.answers[number]
+        if not self.answers:
+            self._links.close(self.link)
+            del self._callers[self._inbox]
+
+
+class Answer:
+    """The numbered frames of one answer; those that the caller has not acknowledged are kept."""
+
+    def __init__(self, caller: Caller, number: int, stage: str) -> None:
+        self.sent = 0
+        self._caller = caller
+        self._number = number
+        self._stage = stage
+        self._kept: deque[bytes] = deque()
+        self._allowed = WINDOW
+        self._room: asyncio.Future[None] | None = None
+        self._complete = False
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        caller.answers[number] = self
+
+    def start(self, handler: Handler[T], request: T, context: Context) -> asyncio.Task[None]:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(context.remaining(), self._expire)
+        self._task = loop.create_task(self._run(handler, request, context), name=f"{self._stage}-{context.id}")
+        return self._task
+
+    def taken(self, received: int, allowed: int) -> None:
+        """The caller has ``received`` frames and its reader has room for ``allowed`` in all."""
+        while self._kept and self.sent - len(self._kept) < received:
+            self._kept.popleft()
+        if allowed > self._allowed:
+            self._allowed = allowed
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
+
+    def send_again(self, received: int) -> None:
+        first = self.sent - len(self._kept)
+        for index, frame in enumerate(self._kept, first):
+            if index >= received:
+                self._caller.wire.send(self._caller.frames_to, frame)
+
+    def fail(self, error: CallError) -> None:
+        """Complete the answer with an error, unless it is complete already."""
+        self._send(ERROR, encode_error(error, self._stage))
+
+    def stop(self, error: CallError) -> None:
+        """Complete the answer with an error and cancel the handler."""
+        self.fail(error)
+        if self._task is not None:
+            self._task.cancel()
+
+    def close(self) -> None:
+        """The caller has done with it: send nothing more, keep nothing, cancel the handler if it still runs."""
+        if self._closed:
+            return
+        self._closed = self._complete = True
+        self._kept.clear()
+        self._caller.remove(self._number)
+        if self._task is not None:
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.stop(CallError("deadline_exceeded", "the handler did not finish before the deadline"))
+
+    async def _run(self, handler: Handler[T], request: T, context: Context) -> None:
+        try:
+            result = handler(request, context)
+            if isinstance(result, AsyncGenerator):
+                await self._send_items(result)
+            elif isinstance(result, Awaitable):
+                self._send(RESULT, self._encoded(await result))
+            else:
+                raise TypeError(f"{handler} is neither async def nor an async generator")
+        except CallError as error:
+            self.fail(error)
+        except asyncio.CancelledError:
+            # Nothing is sent if we cancelled it: then the answer is complete already.
+            self.fail(CallError("cancelled", "the handler was cancelled"))
+            raise
+        except Exception as error:  # The boundary: whatever a handler raises must reach its caller.
+            log.exception("a handler of %s failed", self._stage)
+            self.fail(CallError("internal", f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]))
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _send_items(self, items: AsyncGenerator[Any, None]) -> None:
+        async with aclosing(items):
+            async for item in items:
+                body = self._encoded(item)
+                while self.sent >= self._allowed and not self._complete:
+                    self._room = asyncio.get_running_loop().create_future()
+                    await self._room
+                if self._complete:
+                    return
+                self._send(ITEM, body)
+        self._send(END, b"")
+
+    def _encoded(self, item: Any) -> bytes:
+        body = _encode(item)
+        limit = self._caller.wire.max_payload - HEADROOM
+        if len(body) > limit:
+            raise CallError("internal", f"an answer of {len(body)} bytes; NATS carries at most {limit}")
+        return body
+
+    def _send(self, kind: int, body: bytes) -> None:
+        if self._complete:
+            return
+        self._complete = kind in LAST
+        frame = pack(kind, self._number, self.sent, body)
+        self._kept.append(frame)
+        self.sent += 1
+        self._caller.wire.send(self._caller.frames_to, frame)

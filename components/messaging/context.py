@@ -1,0 +1,50 @@
+"""What travels with a request from panel to panel: its id, its deadline, its place in a trace."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+_LIMIT = 256
+"""Longest id or traceparent accepted from the wire, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """``deadline`` is unix seconds, so the clocks of all nodes must agree (NTP). ``traceparent`` is W3C's."""
+
+    id: str
+    deadline: float
+    traceparent: str
+
+    @classmethod
+    def new(cls, timeout: float, *, id: str = "", traceparent: str = "") -> Context:
+        """A request that starts here and may take ``timeout`` seconds; continues the caller's trace if it has one."""
+        trace = traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        return cls(id or secrets.token_hex(12), time.time() + timeout, trace)
+
+    def remaining(self) -> float:
+        """Seconds until the deadline; never negative."""
+        return max(0.0, self.deadline - time.time())
+
+    def child(self) -> Context:
+        """The same request one step further: a new span below this one."""
+        version, trace, _, flags = self.traceparent.split("-")
+        return replace(self, traceparent=f"{version}-{trace}-{secrets.token_hex(8)}-{flags}")
+
+    def headers(self) -> dict[str, str]:
+        return {"id": self.id, "deadline": repr(self.deadline), "traceparent": self.traceparent}
+
+    @classmethod
+    def from_headers(cls, headers: Mapping[str, str]) -> Context:
+        """Raises ``ValueError`` if a header is missing or makes no sense."""
+        try:
+            id, deadline, trace = headers["id"], float(headers["deadline"]), headers["traceparent"]
+        except KeyError as error:
+            raise ValueError(f"header {error} is missing") from None
+        if not id or len(id) > _LIMIT or len(trace) > _LIMIT or trace.count("-") != 3 or not math.isfinite(deadline):
+            raise ValueError("bad id, deadline or traceparent")
+        return cls(id, deadline, trace)

