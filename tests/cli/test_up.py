@@ -1,0 +1,187 @@
+"""``triptych up``: starts everything, keeps it, drains it, and leaves no process behind whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from components.runtime.servers import free_port
+from tests.cli.stack import Stack, ports, wait_until, write_roles
+
+Up = Callable[..., Stack]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_roles(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Up]:
+    stacks: list[Stack] = []
+
+    def start(*arguments: str) -> Stack:
+        stacks.append(Stack(folder, *arguments))
+        return stacks[-1]
+
+    yield start
+    for stack in stacks:
+        stack.close()
+
+
+def test_sigterm_drains_in_the_order_of_a_request_and_leaves_nothing(start: Up, folder: Path) -> None:
+    stack = start("up", "-v", *ports())
+    stack.wait_for("answers for model")
+    assert len(stack.processes()) == 8  # triptych, nats-server, etcd, five roles
+    stack.send(signal.SIGTERM)
+    assert stack.end() == 0
+    stack.gone()
+    drained = [line.split("-0")[0] for line in stack.lines if line.endswith("| drained")]
+    assert drained == ["frontend", "processor", "decode", "prefill", "encode"]
+    assert [path.name for path in (folder / ".triptych").iterdir()] == ["logs"]
+
+
+def test_ctrl_c_while_starting(start: Up) -> None:
+    stack = start("up", *ports())
+    wait_until(lambda: len(stack.processes()) >= 4, "some processes")
+    stack.send(signal.SIGINT)
+    assert stack.end() == 1
+    stack.gone()
+
+
+def test_kill_9_of_the_supervisor_leaves_nothing(start: Up) -> None:
+    stack = start("up", *ports())
+    stack.wait_for("answers for model")
+    stack.send(signal.SIGKILL)
+    stack.end()
+    stack.gone()
+
+
+def test_a_second_ctrl_c_ends_at_once(start: Up, folder: Path) -> None:
+    (folder / "hang-decode").touch()
+    stack = start("up", "-v", *ports())
+    stack.wait_for("answers for model")
+    stack.send(signal.SIGINT)
+    stack.wait_for("hanging")
+    stack.send(signal.SIGINT)
+    assert stack.end(5.0) == 0
+    assert "ended at once" in stack.output
+    stack.gone()
+
+
+def test_a_role_that_does_not_drain_in_time_is_killed(start: Up, folder: Path) -> None:
+    (folder / "hang-processor").touch()
+    stack = start("up", "--set", "drain_seconds=0.5", *ports())
+    stack.wait_for("answers for model")
+    stack.send(signal.SIGTERM)
+    assert stack.end() == 0
+    assert "processor-0: not done after" in stack.output
+    stack.gone()
+
+
+def test_a_role_that_dies_is_started_again(start: Up) -> None:
+    stack = start("up", *ports())
+    stack.wait_for("answers for model")
+    before = stack.find("--id decode-0")
+    os.kill(before, signal.SIGKILL)
+    stack.wait_for("decode-0: ended with SIGKILL, starts again in 0.5 s")
+    stack.wait_for("decode-0: ready", times=2)
+    assert stack.find("--id decode-0") != before
+
+
+def test_a_role_that_keeps_dying_is_started_more_and_more_rarely(start: Up, folder: Path) -> None:
+    stack = start("up", *ports())
+    stack.wait_for("answers for model")
+    (folder / "fail-encode").touch()
+    os.kill(stack.find("--id encode-0"), signal.SIGKILL)
+    stack.wait_for("encode-0: ended with SIGKILL, starts again in 0.5 s")
+    stack.wait_for("encode-0: ended with status 1, starts again in 1 s")
+    stack.wait_for("RuntimeError: encode has no weights")
+    (folder / "fail-encode").unlink()
+    stack.wait_for("encode-0: ready", times=2)
+
+
+@pytest.mark.parametrize("server", ["nats-server", "etcd"])
+def test_an_embedded_server_that_dies_is_started_again(start: Up, server: str) -> None:
+    stack = start("up", *ports())
+    stack.wait_for("answers for model")
+    before = stack.find(f"bin/{server} ")
+    os.kill(before, signal.SIGKILL)
+    stack.wait_for(f"{server}: ended, starts again")
+    stack.wait_for(f"{server}: ready", times=2)
+    assert stack.find(f"bin/{server} ") != before
+
+
+def test_a_role_that_cannot_start_stops_everything_and_says_why(start: Up, folder: Path) -> None:
+    (folder / "fail-prefill").touch()
+    stack = start("up", *ports())
+    assert stack.end() == 1
+    assert "prefill-0 ended with status 1 while starting" in stack.output
+    assert "RuntimeError: prefill has no weights" in stack.output
+    stack.gone()
+
+
+def test_a_used_http_port_is_said_before_anything_starts(start: Up, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        stack = start("up", "--port", str(port))
+        assert stack.end() == 1
+    assert stack.lines == [f"port {port} is already in use: choose another with --port N (setting frontend.port)"]
+    assert not (folder / ".triptych").exists()
+
+
+def test_a_used_port_of_a_server_that_was_asked_for_is_refused(start: Up) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        stack = start("up", "--port", str(free_port()), "--set", f"nats.port={port}")
+        assert stack.end() == 1
+    assert stack.lines == [f"port {port} is already in use: choose another with --set nats.port=N"]
+
+
+def test_two_stacks_side_by_side_need_only_another_http_port(start: Up) -> None:
+    first = start("up", "--port", str(free_port()))
+    first.wait_for("answers for model")
+    second = start("up", "--port", str(free_port()))
+    second.wait_for("answers for model")
+    assert "nats.port is" in second.output
+    assert "etcd.peer_port is" in second.output
+    second.send(signal.SIGTERM)
+    assert second.end() == 0
+    assert len(first.processes()) == 8
+
+
+def test_settings_reach_every_role_with_its_threads(start: Up, folder: Path) -> None:
+    stack = start("up", "-v", "--set", "decode.max_batch=7", "--set", "decode.threads=3", *ports())
+    stack.wait_for("answers for model")
+    assert "decode-0    | settings: 7 3" in stack.output
+    assert "processor-0 | settings: 7 1" in stack.output
+
+
+def test_replicas_each_have_a_process_and_frontends_each_a_port(start: Up) -> None:
+    stack = start("up", "--set", "encode.replicas=2", "--set", "frontend.replicas=2", *ports())
+    stack.wait_for("answers for model")
+    assert {stack.find(f"--id {name}") for name in ("encode-0", "encode-1", "frontend-1")}
+    port = int(stack.output.split("http://127.0.0.1:")[1].split(" ")[0])
+    with socket.create_connection(("127.0.0.1", port + 1)):
+        pass
+
+
+def test_a_wrong_setting_is_one_line(start: Up) -> None:
+    stack = start("up", "--set", "decode.replicas=none")
+    assert stack.end() == 1
+    assert stack.lines == ["--set decode.replicas=none: decode.replicas: input should be a valid integer"]
+
+
+def test_run_is_one_role_that_drains_on_sigterm(start: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    stack = start("run", "encode", "--id", "encode-x", "--set", "decode.max_batch=9")
+    stack.wait_for("settings: 9")
+    stack.send(signal.SIGTERM)
+    assert stack.end() == 0
+    assert "drained" in stack.output
