@@ -1,0 +1,89 @@
+"""The processor panel: conversations to token ids, token ids to text.
+
+Answers ``chat``; asks ``generate`` of decode workers. It holds no weights and imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from components.config import Topology
+from components.messaging import CallError, Context, operation
+from components.protocol import (
+    ChatItem,
+    ChatRequest,
+    ErrorCode,
+    GenerateItem,
+    GenerateRequest,
+    TextPart,
+)
+from components.runtime import Panel, Peers
+from components.runtime.hops import hops
+from components.telemetry.trace import Trace
+from processor.answer import Answer
+from processor.gather import gather
+from processor.model_files import ModelFiles, load
+from processor.prompt import Prompt, Prompter
+from processor.sampling import sampling
+
+# Tokenizing this many characters takes about a millisecond; more of it happens beside the event loop.
+_SHORT = 4_000
+
+
+class ProcessorService:
+    def __init__(self, model: str, files: ModelFiles, max_context: int, decoders: Peers) -> None:
+        self._model = model
+        self._files = files
+        self._max_context = max_context
+        self._prompter = Prompter(files, max_context)
+        self._decoders = decoders
+
+    async def chat(self, request: ChatRequest, context: Context) -> AsyncIterator[ChatItem]:
+        if request.model != self._model:
+            raise CallError(ErrorCode.MODEL_NOT_FOUND, f"The model `{request.model}` does not exist.", param="model")
+        trace = Trace("processor")
+        with trace.step("tokenize"):
+            prompt = await self._prompt(request)
+        room = self._max_context - len(prompt.token_ids)
+        generate = GenerateRequest(
+            model=request.model,
+            token_ids=prompt.token_ids,
+            images=prompt.images,
+            sampling=sampling(request, self._files.stop_token_ids, room),
+        )
+        answer = Answer(self._files.tokenizer, request.stop, len(prompt.token_ids))
+        busy = 0.0
+        items = self._decoders.stream("generate", generate, reply=GenerateItem, context=context)
+        # Leaving this block cancels what a stop string has made superfluous, or what nobody waits for any more.
+        async with aclosing(items), aclosing(gather(items)) as batches:
+            async for batch in batches:
+                began = time.perf_counter()
+                delta = answer.take(batch)
+                busy += time.perf_counter() - began
+                if delta is not None:
+                    yield delta
+                if answer.over:
+                    break
+        if not answer.over:
+            raise CallError(ErrorCode.INTERNAL, "The answer ended without an end.")
+        trace.add("detokenize", busy)
+        yield answer.result(hops(trace))
+
+    async def _prompt(self, request: ChatRequest) -> Prompt:
+        length = sum(len(part.text) for turn in request.turns for part in turn.parts if isinstance(part, TextPart))
+        if length <= _SHORT:
+            return self._prompter.prompt(request.turns)
+        return await asyncio.to_thread(self._prompter.prompt, request.turns)
+
+
+async def run(topology: Topology, instance: str | None = None) -> None:
+    """Serve until told to stop."""
+    async with Panel.open("processor", topology, instance) as panel:
+        files = await asyncio.to_thread(load, topology.model.path)
+        max_context = min(files.max_context, topology.model.max_context or files.max_context)
+        service = ProcessorService(topology.model.name, files, max_context, await panel.peers("decode"))
+        await panel.serve({"chat": operation(ChatRequest, service.chat)}, model=topology.model.name)
+        await panel.until_stopped()
