@@ -33,7 +33,7 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 # A process that ran this long before it died starts again after the first pause, not a grown one.
 _STABLE_SECONDS = 60.0
-# A role that has nothing left to do gets this long to end, also when the drain time is used up.
+# After the drain time a role cuts its requests itself; it has this long to do so and end.
 _GRACE_SECONDS = 2.0
 _SERVER_CHECK_SECONDS = 0.5
 _LOG_BYTES = 32 * 2**20
@@ -103,7 +103,7 @@ class Supervisor:
             for slot, child in children.items():
                 self.board.set(slot.name, "stopping")
                 child.terminate()
-            left = max(deadline - time.monotonic(), _GRACE_SECONDS)
+            left = max(deadline - time.monotonic(), 0.0) + _GRACE_SECONDS
             await asyncio.gather(*(self._end(slot, child, left) for slot, child in children.items()))
         await self.kill()
         return True
