@@ -1,0 +1,215 @@
+"""What the application holds: four kinds of operation, alike in use.
+
+Each is a context manager, plain or async. Leaving it early cancels; leaving it late does nothing. ``status`` only
+looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Self
+
+from .descriptor import Descriptor
+from .errors import InvalidBuffer, TransferError
+from .owner import deliver
+from .record import RdmaMetadata
+from .states import OperationKind, OperationStatus, may_move
+
+if TYPE_CHECKING:
+    from .core import Core
+    from .transfer import Transfer
+
+Do = Callable[[Callable[["Core"], None]], bool]
+"""Runs something on the owner thread soon; False when that has ended."""
+
+
+class Operation:
+    """Common to all. Made by the connector, on its event loop."""
+
+    kind: OperationKind
+
+    def __init__(self, do: Do, buffers: list[Descriptor]) -> None:
+        self._do = do
+        self.buffers = buffers
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._released: asyncio.Future[None] = self._loop.create_future()
+        self._status = OperationStatus.UNINITIALIZED
+        self._error: TransferError | None = None
+        self._began = time.perf_counter()
+        self._seconds: float | None = None
+
+    @property
+    def status(self) -> OperationStatus:
+        """Where it is now. Never starts, ends or waits for anything."""
+        return self._status
+
+    @property
+    def error(self) -> TransferError | None:
+        """Why it ended without completing; None while it runs and when it completed."""
+        return self._error
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all its buffers."""
+        return sum(buffer.size for buffer in self.buffers)
+
+    @property
+    def seconds(self) -> float:
+        """From its beginning to its end, or to now."""
+        return time.perf_counter() - self._began if self._seconds is None else self._seconds
+
+    def cancel(self) -> None:
+        """End it, from any thread, at once; nothing happens if it has ended. Bytes already posted may still land: the
+        buffers are free to be used for something else when ``wait_for_release`` returns, not before."""
+        self._do(lambda core: self._cancel(core))
+
+    async def wait_for_completion(self) -> Self:
+        """Wait for the end. Raises the operation's ``TransferError`` unless it completed. Any number may wait;
+        giving up waiting does not cancel the operation."""
+        await asyncio.shield(self._ended)
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self
+
+    async def wait_for_release(self) -> None:
+        """Wait until no transfer of this operation can touch the buffers any more, here or from the other side."""
+        await asyncio.shield(self._released)
+
+    def _cancel(self, core: Core) -> None:
+        raise NotImplementedError
+
+    # the owner thread's view
+
+    def moved(self, status: OperationStatus) -> None:
+        if may_move(self._status, status):
+            self._status = status
+
+    def ended(self, status: OperationStatus, error: TransferError | None) -> None:
+        if self._status.is_terminal:
+            return
+        self._seconds = time.perf_counter() - self._began
+        self._error = error
+        self._status = status
+        deliver(self._loop, lambda: _resolve(self._ended))
+
+    def released(self) -> None:
+        deliver(self._loop, lambda: _resolve(self._released))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+        await asyncio.shield(self._ended)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._status.name} {self.bytes} bytes>"
+
+
+class PassiveOperation(Operation):
+    """An exposed buffer, waiting to be read or written."""
+
+    _record: RdmaMetadata
+
+    def expose_as(self, record: RdmaMetadata) -> None:
+        self._record = record
+
+    def metadata(self) -> RdmaMetadata:
+        """The record to hand to the other side."""
+        return self._record
+
+    def renew(self, seconds: float) -> None:
+        """Let the lease end ``seconds`` from now instead of earlier. Does nothing once the operation has ended."""
+        self._do(lambda core: core.leases.renew(bytes.fromhex(self._record.notification_key), seconds))
+
+    def _cancel(self, core: Core) -> None:
+        # Runs after what exposed it, which may have failed: then there is no record.
+        if hasattr(self, "_record"):
+            core.leases.cancel(bytes.fromhex(self._record.notification_key))
+
+
+class ReadableOperation(PassiveOperation):
+    """Memory that peers may read. Completes when ``readers`` of them have."""
+
+    kind = OperationKind.READ
+
+
+class WritableOperation(PassiveOperation):
+    """Memory that one peer may write. Completes when every byte has landed."""
+
+    kind = OperationKind.WRITE
+
+
+class ActiveOperation(Operation):
+    """A transfer that this side makes."""
+
+    def __init__(self, do: Do, buffers: list[Descriptor], record: RdmaMetadata, lane: str) -> None:
+        super().__init__(do, buffers)
+        self._record = record
+        self._lane = lane
+        self.transfer: Transfer | None = None
+
+    @property
+    def lane(self) -> str:
+        """``<local memory>-<remote memory>``, such as ``cpu-cpu`` or ``cuda-cuda``."""
+        return self._lane
+
+    @property
+    def remote(self) -> str:
+        """Identity of the peer, ``name@generation``."""
+        return self._record.identity
+
+    def _cancel(self, core: Core) -> None:
+        if self.transfer is not None:
+            core.transfers.cancel(self.transfer)
+
+
+class ReadOperation(ActiveOperation):
+    kind = OperationKind.READ
+
+    def results(self) -> list[Descriptor]:
+        """The filled buffers. Raises the operation's error, or ``InvalidBuffer`` while it still runs."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        if self._status is not OperationStatus.COMPLETE:
+            raise InvalidBuffer("the bytes have not all arrived: await wait_for_completion() first")
+        return list(self.buffers)
+
+
+class WriteOperation(ActiveOperation):
+    """``post`` is for staged writes: nothing moves until it is told which buffers are ready."""
+
+    kind = OperationKind.WRITE
+
+    def __init__(self, do: Do, buffers: list[Descriptor], record: RdmaMetadata, lane: str, staged: bool) -> None:
+        super().__init__(do, buffers, record, lane)
+        self._staged = staged
+
+    def post(self, indices: int | Iterable[int]) -> None:
+        """These buffers hold their final bytes: send them. Cheap, and callable from any thread. Each index counts once;
+        the operation completes when all have been posted and have landed. On a GPU the kernels that fill the buffers
+        must have finished: NIXL knows nothing of streams."""
+        ready = [indices] if isinstance(indices, int) else list(indices)
+        if not self._staged:
+            raise InvalidBuffer("only a write begun with staged=True is posted by hand")
+        if any(not 0 <= index < len(self.buffers) for index in ready):
+            raise InvalidBuffer(f"there are {len(self.buffers)} buffers, not index {max(ready, key=abs)}")
+        self._do(lambda core: self._post(core, ready))
+
+    def _post(self, core: Core, ready: list[int]) -> None:
+        if self.transfer is not None:
+            core.transfers.post(self.transfer, ready)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,196 @@
+"""The thread that owns NIXL: runs what others hand it, polls, fires timers, and otherwise sleeps.
+
+NIXL's agent is not thread-safe and some of its calls take milliseconds, so exactly one thread calls it and it is not
+the event loop's. Waiting is adaptive: the pause between two polls is a fixed share of how long nothing has happened,
+so waiting adds little to any latency, costs a number of polls that grows with the *logarithm* of the wait, and an
+idle process sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import heapq
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
+
+from .errors import ConnectorClosed
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_PR_SET_TIMERSLACK = 29
+SPIN_S = 200e-6
+"""After this long without anything happening the thread sleeps between polls, so as not to take the GIL from others."""
+WORKED_S = 10e-6
+"""A poll that took longer than this moved bytes itself (TCP, CMA): that counts as something happening."""
+
+
+class Pump(Protocol):
+    """What the owner thread drives."""
+
+    def poll(self) -> bool:
+        """Look once at everything; True when something happened."""
+
+    def abandon(self) -> None:
+        """The thread ends, in order or by a defect: leave nobody waiting."""
+
+    def patience(self) -> tuple[float, float]:
+        """How to wait now: the share of the quiet time to pause, and the longest pause in seconds."""
+
+
+class Timer:
+    __slots__ = ("action", "at", "cancelled")
+
+    def __init__(self, at: float, action: Callable[[], None]) -> None:
+        self.at, self.action, self.cancelled = at, action, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class OwnerThread:
+    """``call`` and ``submit`` may be used from any thread; ``at`` and the pump run on this one."""
+
+    def __init__(self, name: str, pump: Pump) -> None:
+        self._pump = pump
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+        self._stopping = False
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f"nixl-{name}", daemon=True)
+        self._thread.start()
+
+    # from any thread
+
+    def submit(self, task: Callable[[], None]) -> bool:
+        """Run the task soon, in order. False when the thread has ended. The task must not raise."""
+        with self._lock:
+            if self._stopped:
+                return False
+            self._tasks.put(task)
+            return True
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Run the function on the owner thread; awaited on the running loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            outcome: Future[T] = Future()
+            try:
+                outcome.set_result(function())
+            except Exception as error:  # noqa: BLE001 - handed to the caller, who decides
+                outcome.set_exception(error)
+            deliver(loop, lambda: _copy(outcome, future))
+
+        if not self.submit(run):
+            future.set_exception(ConnectorClosed("the connector is closed"))
+        return future
+
+    def stop(self) -> None:
+        """End after the tasks handed in so far; returns at once."""
+        self.submit(self._stop)
+
+    def join(self, timeout: float) -> bool:
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # on the owner thread
+
+    def at(self, when: float, action: Callable[[], None]) -> Timer:
+        """Run the action at this ``time.monotonic()``."""
+        timer = Timer(when, action)
+        heapq.heappush(self._timers, (when, next(self._count), timer))
+        return timer
+
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        _precise_sleeps()
+        try:
+            self._drive()
+        finally:
+            with self._lock:
+                self._stopped = True
+            self._run_tasks()
+            self._pump.abandon()
+
+    def _drive(self) -> None:
+        active = time.monotonic()
+        while not self._stopping:
+            ran = self._run_tasks()
+            before = time.monotonic()
+            happened = self._pump.poll()
+            now = time.monotonic()
+            if self._fire(now) or ran or happened or now - before > WORKED_S:
+                active = now
+                continue
+            share, longest = self._pump.patience()
+            pause = min((now - active) * share, longest)
+            if self._timers:
+                pause = min(pause, self._timers[0][0] - now)
+            if now - active < SPIN_S and longest < 0.01:
+                continue
+            try:
+                task = self._tasks.get(timeout=max(pause, 1e-6))
+            except queue.Empty:
+                continue
+            task()
+            active = time.monotonic()
+
+    def _run_tasks(self) -> bool:
+        ran = False
+        while True:
+            try:
+                task = self._tasks.get_nowait()
+            except queue.Empty:
+                return ran
+            task()
+            ran = True
+
+    def _fire(self, now: float) -> bool:
+        fired = False
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].cancelled):
+            timer = heapq.heappop(self._timers)[2]
+            if not timer.cancelled:
+                timer.action()
+                fired = True
+        return fired
+
+
+def deliver(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Run the callback on the loop, if there still is one: whoever awaited is gone with a closed loop."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        logger.debug("an outcome came after its event loop was closed")
+
+
+def _copy(source: Future[T], target: asyncio.Future[T]) -> None:
+    if target.done():
+        return
+    error = source.exception()
+    if error is not None:
+        target.set_exception(error)
+    else:
+        target.set_result(source.result())
+
+
+def _precise_sleeps() -> None:
+    """Linux rounds sleeps up by 50 µs unless told otherwise: more than a small transfer takes."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    except (OSError, AttributeError):
+        logger.debug("no prctl here: short sleeps stay coarse")

@@ -1,0 +1,174 @@
+"""A slab of memory, registered once, cut into slots: what embeddings and other per-request buffers live in."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from bisect import bisect_left, insort
+from typing import Any
+
+import numpy as np
+
+from .descriptor import Descriptor
+from .device import Device
+from .errors import DeviceUnavailable, InvalidBuffer, PoolExhausted
+
+ALIGNMENT = 256
+"""Bytes: what CUDA's own allocator gives, and a multiple of every cache line."""
+
+
+class Slab:
+    """Memory of one device, prefaulted: the first touch of a page costs more than moving it."""
+
+    def __init__(self, size: int, device: Device) -> None:
+        self.size, self.device = size, device
+        self._tensor: Any = None
+        self._array: np.ndarray[Any, Any] | None = None
+        if device.is_host:
+            memory = mmap.mmap(-1, size)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            self._array = np.frombuffer(memory, dtype=np.uint8)
+            self._array[:: mmap.PAGESIZE] = 0
+            self.descriptor = Descriptor(self._array)
+        else:
+            try:
+                import torch
+            except ModuleNotFoundError:
+                raise DeviceUnavailable(f"a pool on {device} is allocated by torch, which is not installed") from None
+            self._tensor = torch.zeros(size, dtype=torch.uint8, device=str(device))
+            torch.cuda.synchronize(str(device))
+            self.descriptor = Descriptor(self._tensor)
+
+    def numpy(self, offset: int, size: int) -> np.ndarray[Any, Any]:
+        if self._array is None:
+            raise InvalidBuffer(f"memory of {self.device} is no numpy array: ask for a tensor")
+        return self._array[offset : offset + size]
+
+    def tensor(self, offset: int, size: int) -> Any:
+        import torch
+
+        whole = torch.from_numpy(self._array) if self._tensor is None else self._tensor
+        return whole[offset : offset + size]
+
+
+class Pool:
+    """Slots of any size, first fit, neighbours merged when freed. Safe from any thread; made by
+    ``Connector.create_pool``."""
+
+    def __init__(self, slab: Slab) -> None:
+        self._slab = slab
+        self._lock = threading.Lock()
+        self._free: list[tuple[int, int]] = [(0, slab.size)]  # (offset, bytes), sorted, no two adjacent
+        self._used = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self._slab.size
+
+    @property
+    def used(self) -> int:
+        """Bytes that slots hold now, alignment included. Zero when every slot is released."""
+        return self._used
+
+    @property
+    def device(self) -> Device:
+        return self._slab.device
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """The whole slab."""
+        return self._slab.descriptor
+
+    def allocate(self, nbytes: int) -> Slot:
+        """A slot of at least that many bytes, held once. Raises ``PoolExhausted``; contents are what was there."""
+        if nbytes <= 0:
+            raise InvalidBuffer(f"a slot of {nbytes} bytes")
+        need = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        with self._lock:
+            for index, (offset, size) in enumerate(self._free):
+                if size >= need:
+                    if size == need:
+                        del self._free[index]
+                    else:
+                        self._free[index] = (offset + need, size - need)
+                    self._used += need
+                    return Slot(self, offset, nbytes, need)
+            free = self.size - self._used
+        raise PoolExhausted(f"no {nbytes} bytes in one piece: {free} of {self.size} are free")
+
+    def _give_back(self, offset: int, size: int) -> None:
+        with self._lock:
+            self._used -= size
+            index = bisect_left(self._free, (offset, 0))
+            if index < len(self._free) and offset + size == self._free[index][0]:
+                size += self._free.pop(index)[1]
+            if index and sum(self._free[index - 1]) == offset:
+                start, before = self._free.pop(index - 1)
+                offset, size = start, before + size
+            insort(self._free, (offset, size))
+
+
+class Slot:
+    """Bytes of a pool, shared by counting. The views are valid while somebody holds the slot.
+
+    Operations on ``descriptor`` hold the slot themselves, from ``create_*`` or ``begin_*`` until no peer can touch it.
+    """
+
+    __slots__ = ("_holders", "_lock", "_need", "_pool", "descriptor", "offset", "size")
+
+    def __init__(self, pool: Pool, offset: int, size: int, need: int) -> None:
+        self._pool, self._need = pool, need
+        self._holders = 1
+        self._lock = threading.Lock()
+        self.offset, self.size = offset, size
+        self.descriptor = pool.descriptor.part(offset, size)
+        self.descriptor.guard = self
+
+    @property
+    def holders(self) -> int:
+        return self._holders
+
+    def retain(self) -> Slot:
+        """Hold once more. Raises ``InvalidBuffer`` for a slot that was given back already."""
+        with self._lock:
+            if self._holders == 0:
+                raise InvalidBuffer("the slot was given back to its pool")
+            self._holders += 1
+        return self
+
+    def release(self) -> None:
+        """Hold once less; the last one gives the bytes back. Raises ``InvalidBuffer`` when nobody holds it."""
+        with self._lock:
+            if self._holders == 0:
+                raise InvalidBuffer("the slot was released more often than held")
+            self._holders -= 1
+            last = self._holders == 0
+        if last:
+            self._pool._give_back(self.offset, self._need)
+
+    def numpy(self, dtype: Any = np.uint8, shape: tuple[int, ...] | None = None) -> np.ndarray[Any, Any]:
+        """A view of the first bytes as this dtype and shape (default: all of them, flat). Host memory only."""
+        kind = np.dtype(dtype)
+        count = self.size // kind.itemsize if shape is None else math.prod(shape)
+        self._check(count * kind.itemsize)
+        flat: np.ndarray[Any, Any] = self._pool._slab.numpy(self.offset, count * kind.itemsize).view(kind)
+        return flat if shape is None else flat.reshape(shape)
+
+    def tensor(self, dtype: Any, shape: tuple[int, ...] | None = None) -> Any:
+        """The same as a torch tensor on the pool's device."""
+        count = self.size // dtype.itemsize if shape is None else math.prod(shape)
+        self._check(count * dtype.itemsize)
+        flat = self._pool._slab.tensor(self.offset, count * dtype.itemsize).view(dtype)
+        return flat if shape is None else flat.view(shape)
+
+    def _check(self, need: int) -> None:
+        if need > self.size:
+            raise InvalidBuffer(f"a view of {need} bytes in a slot of {self.size}")
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,174 @@
+"""``RdmaMetadata``: all that the other side must know to read from, or write into, exposed memory.
+
+It travels on whatever carries the application's messages, as JSON. Everything in it is checked before anything is done
+with it: types and ranges by the model, integrity by the seal, addresses against the pools that its peer announced, and
+its right to be used by the peer itself, when it is claimed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .descriptor import Descriptor
+from .device import Device
+from .errors import BadRecord
+from .states import OperationKind
+
+_MAX_ADDRESS = (1 << 64) - 1
+DTYPES = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "  # noqa: SIM905 - a list of names reads better as one
+    "float8_e4m3fn float8_e5m2 float16 bfloat16 float32 float64 complex64 complex128".split()
+)
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@/-]+$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class _Memory(_Record):
+    device: str = Field(max_length=16)
+    ptr: int = Field(gt=0, le=_MAX_ADDRESS, strict=True)
+    size: int = Field(gt=0, le=1 << 48, strict=True)
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if str(Device(value)) != value:
+            raise ValueError(f"not a device's canonical name: {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _inside_address_space(self) -> _Memory:
+        if self.ptr + self.size > _MAX_ADDRESS:
+            raise ValueError("the buffer ends outside the address space")
+        return self
+
+
+class SerializedDescriptor(_Memory):
+    """One exposed buffer. ``region`` names the announced pool it lies in; ``crc32`` is there when asked for."""
+
+    region: int = Field(ge=0, lt=1 << 31, strict=True)
+    dtype: str | None = None
+    shape: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(default=None, max_length=16)
+    crc32: int | None = Field(default=None, ge=0, lt=1 << 32, strict=True)
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str | None) -> str | None:
+        if value is not None and value not in DTYPES:
+            raise ValueError(f"unknown dtype {value!r}")
+        return value
+
+    def to_descriptor(self) -> Descriptor:
+        """The buffer's address *in its own process*, for arithmetic and display. It cannot be read from here."""
+        return Descriptor((self.ptr, self.size, self.device, None))
+
+
+class AnnouncedRegion(_Memory):
+    """Registered memory of the exposing agent. ``nixl_metadata`` (base64) is there unless the reader has it already."""
+
+    id: int = Field(ge=0, lt=1 << 31, strict=True)
+    nixl_metadata: str | None = Field(default=None, max_length=1 << 21)
+
+    def metadata_bytes(self) -> bytes | None:
+        if self.nixl_metadata is None:
+            return None
+        try:
+            return base64.b64decode(self.nixl_metadata, validate=True)
+        except binascii.Error as error:
+            raise BadRecord(f"region {self.id}: agent metadata is not base64: {error}") from None
+
+
+class RdmaMetadata(_Record):
+    """The record of one exposed operation. Immutable; ``model_dump_json`` and ``model_validate_json`` carry it.
+
+    ``expires_at`` is Unix time by the exposer's clock and only a hint: whether a lease is over is decided by the
+    exposer, when the record is claimed. ``info`` is the application's: layout version, model revision, trace id.
+    """
+
+    version: Literal[1] = 1
+    operation_kind: OperationKind
+    peer: Name
+    generation: str = Field(pattern=r"^[0-9a-f]{16}$")
+    notification_key: str = Field(pattern=r"^[0-9a-f]{32}$")
+    descriptors: tuple[SerializedDescriptor, ...] = Field(min_length=1, max_length=1 << 16)
+    regions: tuple[AnnouncedRegion, ...] = Field(min_length=1, max_length=1 << 12)
+    expires_at: float = Field(ge=0.0, le=1e11, allow_inf_nan=False)
+    reader: Name | None = None
+    info: Mapping[str, str] = Field(default_factory=dict)
+    seal: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
+
+    @field_validator("info")
+    @classmethod
+    def _in_one_order(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        return dict(sorted(value.items()))  # so that the seal does not depend on who serialized it
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RdmaMetadata:
+        if self.operation_kind is OperationKind.UNSPECIFIED:
+            raise ValueError("an operation is a READ or a WRITE")
+        pools = {region.id: region for region in self.regions}
+        if len(pools) != len(self.regions):
+            raise ValueError("a region is announced twice")
+        for item in self.descriptors:
+            pool = pools.get(item.region)
+            if pool is None or item.device != pool.device:
+                raise ValueError(f"region {item.region} is not announced for {item.device}")
+            if item.ptr < pool.ptr or item.ptr + item.size > pool.ptr + pool.size:
+                raise ValueError(f"buffer {item.ptr:#x}+{item.size} is outside announced region {item.region}")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Who exposes: ``name@generation``. A restart under the same name is another generation."""
+        return f"{self.peer}@{self.generation}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all buffers together."""
+        return sum(item.size for item in self.descriptors)
+
+    def computed_seal(self) -> str:
+        """Digest of every field but the seal: what the exposer compares with what it issued under this key."""
+        return hashlib.blake2b(self.model_dump_json(exclude={"seal"}).encode(), digest_size=16).hexdigest()
+
+    def sealed(self) -> RdmaMetadata:
+        return self.model_copy(update={"seal": self.computed_seal()})
+
+    def check(self, kind: OperationKind, *, reader: str, expect: Mapping[str, str] | None = None) -> None:
+        """Raise ``BadRecord`` unless this record is intact, for this kind of operation, for this reader, and its
+        ``info`` holds every expected item, such as ``{"model_revision": "…"}``."""
+        if self.operation_kind is not kind:
+            raise BadRecord(f"a record for {self.operation_kind.name} cannot be used to {kind.name}")
+        if self.seal != self.computed_seal():
+            raise BadRecord("the record was altered or cut on its way: its seal does not fit")
+        if self.reader is not None and self.reader != reader:
+            raise BadRecord(f"the record is for {self.reader}, not for {reader}")
+        for key, want in (expect or {}).items():
+            if self.info.get(key) != want:
+                raise BadRecord(f"{key} is {self.info.get(key)!r}, expected {want!r}")
+
+    def to_descriptors(self) -> Descriptor | list[Descriptor]:
+        """The exposed buffers: one alone, several as a list."""
+        all_of_them = [item.to_descriptor() for item in self.descriptors]
+        return all_of_them[0] if len(all_of_them) == 1 else all_of_them
+
+    def __hash__(self) -> int:
+        return hash((self.notification_key, self.seal))
+
+
+def parse_record(data: Any) -> RdmaMetadata:
+    """A record from JSON text, JSON bytes or a mapping. Raises ``BadRecord`` for anything that is not one."""
+    try:
+        if isinstance(data, (str, bytes, bytearray)):
+            return RdmaMetadata.model_validate_json(data)
+        return RdmaMetadata.model_validate(data)
+    except ValueError as error:
+        raise BadRecord(str(error)) from None

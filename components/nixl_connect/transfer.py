@@ -1,0 +1,386 @@
+"""The active side: transfers this process makes, from the claim to the last byte. Owner thread only.
+
+A READ is posted together with its claim and counts when both the bytes and the grant are here: no round trip is
+added. A WRITE waits for the grant: bytes that land in memory which has gone back to its owner cannot be taken back.
+A transfer that was posted cannot be recalled (NIXL's release does not stop a NIC), so one that ends early stays in
+quarantine, with its buffers held, until NIXL says that it is terminal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .agent import Agent, Progress, Span
+from .counters import Flow, Tally
+from .descriptor import Descriptor
+from .device import Device
+from .errors import (
+    BackendFailed,
+    BadRecord,
+    Cancelled,
+    ConnectorClosed,
+    DeadlineExceeded,
+    InvalidBuffer,
+    LeaseExpired,
+    PeerLost,
+    RecordConsumed,
+    TransferError,
+)
+from .lease import Front
+from .owner import Timer
+from .peers import Peer
+from .record import RdmaMetadata
+from .registration import Hold
+from .states import OperationKind, OperationStatus
+from .wire import Kind, Message, Reason
+
+EARLY_READ_S = 1.0
+"""A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
+that its owner has unregistered would break the connection for everybody else on it."""
+RESEND_S = 0.1
+"""A claim without an answer is sent again, with our connection metadata: the peer may have forgotten us."""
+
+_REFUSALS: dict[Reason, Callable[[str], TransferError]] = {
+    Reason.EXPIRED: LeaseExpired,
+    Reason.CONSUMED: RecordConsumed,
+    Reason.CANCELLED: Cancelled,
+    Reason.DEADLINE: LeaseExpired,
+}
+
+
+@dataclass(slots=True)
+class Part:
+    """Buffers that go in one NIXL transfer: all of one device here and one device there."""
+
+    indices: list[int]
+    local_device: Device
+    remote_device: Device
+
+
+class Transfer:
+    def __init__(
+        self,
+        number: int,
+        record: RdmaMetadata,
+        peer: Peer,
+        hold: Hold,
+        deadline: float,
+        front: Front,
+        staged: bool,
+    ) -> None:
+        self.number, self.record, self.peer, self.hold = number, record, peer, hold
+        self.buffers = list(hold.buffers)
+        self.deadline, self.front, self.kind = deadline, front, record.operation_kind
+        self.key = bytes.fromhex(record.notification_key)
+        self.started = time.monotonic()
+        self.granted = False
+        self.over = False
+        self.claimed = False
+        self.reason = Reason.FAILED
+        """What the peer is told if it ends without completing."""
+        self.posting = self.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
+        self.unposted: set[int] = set(range(len(self.buffers)))
+        self.waiting: list[list[int]] = [] if staged else [list(range(len(self.buffers)))]
+        self.handles: list[Any] = []
+        self.timers: list[Timer] = []
+
+    @property
+    def lane(self) -> str:
+        return lane_of(self.buffers, self.record)
+
+    @property
+    def size(self) -> int:
+        return sum(buffer.size for buffer in self.buffers)
+
+
+def lane_of(buffers: Iterable[Descriptor], record: RdmaMetadata) -> str:
+    here = {"cpu" if buffer.device.is_host else "cuda" for buffer in buffers}
+    there = {item.device.partition(":")[0] for item in record.descriptors}
+    return f"{'+'.join(sorted(here))}-{'+'.join(sorted(there))}"
+
+
+class Transfers:
+    def __init__(
+        self,
+        agent: Agent,
+        tally: Tally,
+        at: Callable[[float, Callable[[], None]], Timer],
+        send: Callable[[str, Message], bool],
+        peer_broke: Callable[[Peer, str], None],
+    ) -> None:
+        self._agent, self._tally, self._at, self._send = agent, tally, at, send
+        self._peer_broke = peer_broke
+        self._transfers: dict[tuple[bytes, int], Transfer] = {}
+        self._numbers = itertools.count(1)
+        self._introduction = agent.metadata()
+
+    @property
+    def in_flight(self) -> int:
+        return sum(not transfer.over for transfer in self._transfers.values())
+
+    @property
+    def quarantined(self) -> int:
+        return sum(transfer.over for transfer in self._transfers.values())
+
+    @property
+    def handles(self) -> int:
+        return sum(len(transfer.handles) for transfer in self._transfers.values())
+
+    @property
+    def moving(self) -> bool:
+        return any(transfer.handles for transfer in self._transfers.values())
+
+    def __len__(self) -> int:
+        return len(self._transfers)
+
+    # what the application does
+
+    def begin(
+        self,
+        record: RdmaMetadata,
+        peer: Peer,
+        hold: Hold,
+        deadline: float,
+        front: Front,
+        staged: bool,
+    ) -> Transfer:
+        """Claim, and post what may be posted. The transfer releases ``hold`` when nothing can touch the buffers."""
+        transfer = Transfer(next(self._numbers), record, peer, hold, deadline, front, staged)
+        self._transfers[transfer.key, transfer.number] = transfer
+        front.moved(OperationStatus.INITIALIZED)
+        transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
+        self._claim(transfer, again=False)
+        if not transfer.over and transfer.posting:
+            self._post_waiting(transfer)
+        return transfer
+
+    def post(self, transfer: Transfer, indices: list[int]) -> None:
+        """Staged: these buffers are ready. Posted now if the memory is granted, else as soon as it is."""
+        fresh = [index for index in indices if index in transfer.unposted]
+        if transfer.over or not fresh:
+            return
+        transfer.unposted.difference_update(fresh)
+        transfer.waiting.append(fresh)
+        if transfer.granted:
+            self._post_waiting(transfer)
+
+    def cancel(self, transfer: Transfer) -> None:
+        if not transfer.over:
+            self._end(transfer, OperationStatus.CANCELLED, Cancelled("cancelled by this side"))
+
+    def close(self) -> None:
+        for transfer in list(self._transfers.values()):
+            if not transfer.over:
+                self._end(transfer, OperationStatus.CANCELLED, ConnectorClosed("the connector was closed"))
+
+    def abandon(self) -> None:
+        """The agent goes: give up what NIXL never ended."""
+        for transfer in list(self._transfers.values()):
+            if not transfer.over:
+                self._end(transfer, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"))
+            for handle in transfer.handles:
+                self._release(handle, transfer)
+            transfer.handles.clear()
+            self._settle(transfer)
+
+    # what the peer says
+
+    def granted(self, message: Message, peer: Peer) -> bool:
+        transfer = self._transfers.get((message.key, message.claim))
+        if transfer is None or transfer.peer is not peer:
+            return False
+        peer.introduced = True
+        if not transfer.over and not transfer.granted:
+            transfer.granted = True
+            transfer.front.moved(OperationStatus.IN_PROGRESS)
+            self._post_waiting(transfer)
+            self._maybe_complete(transfer)
+        return True
+
+    def refused(self, message: Message, peer: Peer) -> bool:
+        transfer = self._transfers.get((message.key, message.claim))
+        if transfer is None or transfer.peer is not peer or message.reason is None:
+            return False
+        peer.introduced = True
+        if not transfer.over:
+            transfer.claimed = message.kind is Kind.REVOKE  # a refused claim does not exist at the peer
+            name = message.reason.name.lower().replace("_", " ")
+            error = _REFUSALS.get(message.reason, BadRecord)(f"{peer.identity} refused the claim: {name}")
+            cancelled = message.kind is Kind.REVOKE or message.reason is Reason.CANCELLED
+            if cancelled:
+                error = Cancelled(f"{peer.identity} took the buffer back")
+            self._end(transfer, OperationStatus.CANCELLED if cancelled else OperationStatus.ERRORED, error)
+        return True
+
+    def peer_lost(self, peer: Peer, why: str) -> None:
+        for transfer in [item for item in self._transfers.values() if item.peer is peer]:
+            transfer.claimed = False
+            if not transfer.over:
+                self._end(transfer, OperationStatus.ERRORED, PeerLost(f"{peer.identity} is gone: {why}"))
+
+    # progress
+
+    def poll(self) -> bool:
+        happened = False
+        for transfer in [item for item in self._transfers.values() if item.handles]:
+            for handle in list(transfer.handles):
+                try:
+                    progress = self._agent.check(handle, transfer.peer.identity)
+                except TransferError as error:
+                    self._broke(transfer, handle, error)
+                    happened = True
+                    continue
+                if progress is not Progress.MOVING:
+                    happened = True
+                    self._terminal(transfer, handle, progress)
+        return happened
+
+    def _terminal(self, transfer: Transfer, handle: Any, progress: Progress) -> None:
+        if progress is Progress.FAILED:
+            self._broke(transfer, handle, BackendFailed("the backend reports a failed transfer"))
+            return
+        transfer.handles.remove(handle)
+        self._release(handle, transfer)
+        if transfer.over:
+            self._settle(transfer)
+        else:
+            self._maybe_complete(transfer)
+
+    def _broke(self, transfer: Transfer, handle: Any | None, error: TransferError) -> None:
+        if handle is not None and handle in transfer.handles:
+            transfer.handles.remove(handle)
+            self._release(handle, transfer)
+        if not transfer.over:
+            self._end(transfer, OperationStatus.ERRORED, error)
+        else:
+            self._settle(transfer)
+        if isinstance(error, PeerLost):
+            self._peer_broke(transfer.peer, str(error))
+
+    def _claim(self, transfer: Transfer, *, again: bool) -> None:
+        if transfer.over or transfer.granted:
+            return
+        now = time.monotonic()
+        metadata = b"" if transfer.peer.introduced and not again else self._introduction
+        message = Message(
+            Kind.CLAIM,
+            transfer.key,
+            transfer.number,
+            seal=bytes.fromhex(transfer.record.seal),
+            seconds=max(transfer.deadline - now, 1e-3),
+            metadata=metadata,
+            name=self._agent.name,
+        )
+        transfer.claimed = True
+        if self._send(transfer.peer.identity, message):
+            pause = RESEND_S if not again else 10 * RESEND_S
+            transfer.timers = [timer for timer in transfer.timers if not timer.cancelled]
+            transfer.timers.append(self._at(now + pause, lambda: self._claim(transfer, again=True)))
+
+    def _post_waiting(self, transfer: Transfer) -> None:
+        transfer.posting = True
+        waiting, transfer.waiting = transfer.waiting, []
+        for indices in waiting:
+            transfer.unposted.difference_update(indices)
+            for part in _parts(transfer, indices):
+                if transfer.over:
+                    return
+                self._post(transfer, part)
+
+    def _post(self, transfer: Transfer, part: Part) -> None:
+        identity = transfer.peer.identity
+        local: list[Span] = []
+        remote: list[Span] = []
+        for index in part.indices:
+            buffer, item = transfer.buffers[index], transfer.record.descriptors[index]
+            local.append((buffer.ptr, buffer.size, part.local_device.id))
+            remote.append((item.ptr, item.size, part.remote_device.id))
+        try:
+            handle = self._agent.prepare(transfer.kind, local, part.local_device, remote, part.remote_device, identity)
+        except TransferError as error:
+            self._broke(transfer, None, error)
+            return
+        transfer.handles.append(handle)
+        try:
+            progress = self._agent.post(handle, identity)
+        except TransferError as error:
+            self._broke(transfer, handle, error)
+            return
+        if progress is not Progress.MOVING:
+            self._terminal(transfer, handle, progress)
+
+    def _maybe_complete(self, transfer: Transfer) -> None:
+        if transfer.over or transfer.handles or transfer.waiting or transfer.unposted or not transfer.granted:
+            return
+        # A process that was stopped may find its bytes landed long after the peer took the memory back.
+        if time.monotonic() > transfer.deadline:
+            self._late(transfer)
+            return
+        self._end(transfer, OperationStatus.COMPLETE, None)
+
+    def _late(self, transfer: Transfer) -> None:
+        if not transfer.over:
+            transfer.peer.introduced = transfer.peer.introduced and transfer.granted
+            what = "the bytes did not arrive" if transfer.granted else "the peer did not answer"
+            self._end(transfer, OperationStatus.ERRORED, DeadlineExceeded(f"{what} in time"))
+
+    def _end(self, transfer: Transfer, status: OperationStatus, error: TransferError | None) -> None:
+        transfer.over = True
+        for timer in transfer.timers:
+            timer.cancel()
+        transfer.waiting.clear()
+        seconds = time.monotonic() - transfer.started
+        outcome = "complete" if error is None else error.code
+        self._tally.transfer(
+            Flow(transfer.kind.name.lower(), transfer.lane, outcome), transfer.size if error is None else 0, seconds
+        )
+        if error is None:
+            self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
+            transfer.claimed = False
+        if not transfer.handles:
+            transfer.hold.release()  # before anybody hears of the end, so that who does finds the memory free
+        transfer.front.ended(status, error)
+        if isinstance(error, Cancelled | ConnectorClosed):
+            transfer.reason = Reason.CANCELLED
+        elif isinstance(error, DeadlineExceeded):
+            transfer.reason = Reason.DEADLINE
+        self._settle(transfer)
+
+    def _settle(self, transfer: Transfer) -> None:
+        """Tell the peer and give the buffers back, once NIXL can no longer touch them."""
+        if transfer.handles or self._transfers.pop((transfer.key, transfer.number), None) is None:
+            return
+        if transfer.claimed:
+            self._send(transfer.peer.identity, Message(Kind.END, transfer.key, transfer.number, transfer.reason))
+        transfer.hold.release()
+        transfer.front.released()
+
+    def _release(self, handle: Any, transfer: Transfer) -> None:
+        try:
+            self._agent.release(handle, transfer.peer.identity)
+        except TransferError:
+            # Terminal, yet not freed: NIXL keeps it until the agent goes. Nothing of ours depends on it.
+            self._tally.refused["handle_release"] = self._tally.refused.get("handle_release", 0) + 1
+
+
+def _parts(transfer: Transfer, indices: list[int]) -> list[Part]:
+    parts: dict[tuple[Device, str], Part] = {}
+    for index in indices:
+        here, there = transfer.buffers[index].device, transfer.record.descriptors[index].device
+        parts.setdefault((here, there), Part([], here, Device(there))).indices.append(index)
+    return list(parts.values())
+
+
+def match(record: RdmaMetadata, buffers: list[Descriptor]) -> None:
+    """Raise ``InvalidBuffer`` unless the local buffers fit the record's, one for one."""
+    if len(buffers) != len(record.descriptors):
+        raise InvalidBuffer(f"{len(buffers)} local buffers for a record of {len(record.descriptors)}")
+    for index, (buffer, item) in enumerate(zip(buffers, record.descriptors, strict=True)):
+        if buffer.size != item.size:
+            raise InvalidBuffer(f"buffer {index} has {buffer.size} bytes here and {item.size} there")
+        if record.operation_kind is OperationKind.READ and not buffer.writable:
+            raise InvalidBuffer(f"buffer {index} is read-only and cannot be a destination")

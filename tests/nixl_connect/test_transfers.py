@@ -1,0 +1,161 @@
+"""The four verbs between two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from components import nixl_connect as nc
+from components.nixl_connect import Connector, Descriptor, OperationStatus, RdmaMetadata, parse_record
+
+from .harness import Remote, at_rest, pattern, until
+
+SIZES = [1, 4097, 65536, 1 << 20, 8 << 20]
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_read(connector: Connector, other: Remote, size: int) -> None:
+    record = parse_record(await other.ask("expose", number=1, size=size))
+    target = np.zeros(size, np.uint8)
+    async with await connector.begin_read(record, Descriptor(target)) as operation:
+        await operation.wait_for_completion()
+        assert operation.status is OperationStatus.COMPLETE
+        assert operation.results()[0].owner is target
+        assert operation.bytes == size and operation.seconds > 0 and operation.lane == "cpu-cpu"
+    assert np.array_equal(target, pattern(size, 1))
+    assert await other.ask("wait", number=1) == "COMPLETE"
+    assert (await other.ask("counters"))["pool_used_bytes"] == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_write(connector: Connector, other: Remote, size: int) -> None:
+    record = parse_record(await other.ask("accept", number=1, sizes=[size]))
+    operation = await connector.begin_write(Descriptor(pattern(size, 5)), record)
+    await operation.wait_for_completion()
+    assert await other.ask("wait", number=1) == "COMPLETE"
+    assert await other.ask("written", number=1, seed=5)
+
+
+async def test_many_buffers_of_one_tensor_written_part_by_part(connector: Connector, other: Remote) -> None:
+    """Layer by layer from another thread, out of order, through one big tensor that is registered once."""
+    count, size = 24, 32768
+    record = parse_record(await other.ask("accept", number=1, sizes=[size] * count))
+    kv = np.concatenate([pattern(size, 100 + index) for index in range(count)])
+    whole = Descriptor(kv)
+    await whole.register_memory(connector)
+    parts = [whole.part(index * size, size) for index in range(count)]
+    operation = await connector.begin_write(parts, record, staged=True)
+
+    def compute() -> None:
+        for index in reversed(range(0, count, 2)):
+            operation.post((index, index + 1))
+
+    await asyncio.to_thread(compute)
+    await operation.wait_for_completion()
+    assert await other.ask("wait", number=1) == "COMPLETE"
+    assert await other.ask("written", number=1, seed=100)
+    assert connector.counters().registrations == 1
+
+
+async def test_a_staged_write_moves_nothing_by_itself_and_is_not_complete_before_its_last_part(
+    connector: Connector, other: Remote
+) -> None:
+    record = parse_record(await other.ask("accept", number=1, sizes=[4096, 4096]))
+    operation = await connector.begin_write([Descriptor(pattern(4096, 7 + i)) for i in range(2)], record, staged=True)
+    await until(lambda: operation.status is OperationStatus.IN_PROGRESS)
+    assert connector.counters().handles == 0
+    operation.post(1)
+    operation.post([1])
+    await until(lambda: connector.counters().handles == 0)
+    assert await other.ask("status", number=1) == "IN_PROGRESS"
+    assert operation.status is OperationStatus.IN_PROGRESS
+    operation.post(0)
+    await operation.wait_for_completion()
+    assert await other.ask("wait", number=1) == "COMPLETE"
+    assert await other.ask("written", number=1, seed=7)
+    with pytest.raises(nc.InvalidBuffer):
+        operation.post(2)
+
+
+async def test_sixteen_reads_in_flight(connector: Connector, other: Remote) -> None:
+    size = 256 << 10
+    records = [parse_record(await other.ask("expose", number=i, size=size)) for i in range(16)]
+    target = np.zeros(16 * size, np.uint8)
+    whole = Descriptor(target)
+    await whole.register_memory(connector)
+    operations = [await connector.begin_read(r, whole.part(i * size, size)) for i, r in enumerate(records)]
+    await asyncio.gather(*(operation.wait_for_completion() for operation in operations))
+    for i in range(16):
+        assert np.array_equal(target[i * size : (i + 1) * size], pattern(size, i))
+
+
+async def test_one_slot_read_by_many_operations_and_many_readers(connector: Connector, other: Remote) -> None:
+    size = 65536
+    records = await other.ask("expose_again", number=10, first=size, count=5)
+    records += [await other.ask("expose", number=10 + 5, size=size, readers=3)] * 3
+    for index, text in enumerate(records):
+        target = np.zeros(size, np.uint8)
+        operation = await connector.begin_read(parse_record(text), Descriptor(target))
+        await operation.wait_for_completion()
+        assert np.array_equal(target, pattern(size, 10 if index < 5 else 15))
+    for number in range(10, 16):
+        assert await other.ask("wait", number=number) == "COMPLETE"
+    assert (await other.ask("counters"))["pool_used_bytes"] == 0
+
+
+async def test_the_record_survives_json(other: Remote) -> None:
+    record = parse_record(await other.ask("expose", number=1, size=4096, info={"model": "tiny", "b": "ü"}))
+    again = RdmaMetadata.model_validate_json(record.model_dump_json())
+    assert again == record and again.seal == again.computed_seal()
+    assert again.info == {"b": "ü", "model": "tiny"}
+
+
+async def test_post_is_refused_for_a_write_that_is_not_staged(connector: Connector, other: Remote) -> None:
+    record = parse_record(await other.ask("accept", number=1, sizes=[4096]))
+    operation = await connector.begin_write(Descriptor(pattern(4096, 1)), record)
+    with pytest.raises(nc.InvalidBuffer):
+        operation.post(0)
+    await operation.wait_for_completion()
+
+
+async def test_two_connectors_of_one_process() -> None:
+    async with Connector("a") as a, Connector("b") as b:
+        source, target = pattern(1 << 20, 3), np.zeros(1 << 20, np.uint8)
+        readable = await a.create_readable(Descriptor(source))
+        read = await b.begin_read(readable.metadata(), Descriptor(target))
+        await read.wait_for_completion()
+        await readable.wait_for_completion()
+        assert np.array_equal(source, target)
+        await until(lambda: at_rest(a.counters()) and at_rest(b.counters()))
+
+
+async def test_everything_runs_off_the_event_loop(connector: Connector, other: Remote) -> None:
+    """No NIXL call on the loop's thread."""
+    assert connector._owner is not None and connector._pump.core is not None
+    callers: set[int] = set()
+    agent = connector._pump.core.agent
+    for name in (
+        "register",
+        "deregister",
+        "load_peer",
+        "prepare",
+        "post",
+        "check",
+        "notify",
+        "notifications",
+        "release",
+    ):
+        original = getattr(agent, name)
+
+        def noting(*arguments: object, call=original) -> object:  # type: ignore[no-untyped-def]
+            callers.add(threading.get_ident())
+            return call(*arguments)
+
+        setattr(agent, name, noting)
+    record = parse_record(await other.ask("expose", number=1, size=1 << 20))
+    async with await connector.begin_read(record, Descriptor(np.zeros(1 << 20, np.uint8))) as operation:
+        await operation.wait_for_completion()
+    assert callers == {connector._owner._thread.ident}
