@@ -37,3 +37,7 @@ class Trace:
         finally:
             step.milliseconds = (time.perf_counter() - began) * 1e3
             self.steps.append(step)
+
+    def add(self, name: str, seconds: float, *, bytes: int = 0, lane: str = "") -> None:
+        """Record a step that has just ended and was measured elsewhere."""
+        self.steps.append(Step(self.stage, name, time.time() - seconds, seconds * 1e3, bytes, lane))

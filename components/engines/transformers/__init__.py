@@ -1,0 +1,50 @@
+"""The default engine: Qwen2.5-VL by Hugging Face transformers, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from components.engines.transformers.checkpoint import Checkpoint
+from components.engines.transformers.decode import TransformersDecodeEngine
+from components.engines.transformers.encode import TransformersEncodeEngine
+from components.engines.transformers.prefill import TransformersPrefillEngine
+
+if TYPE_CHECKING:
+    from components.config import Topology
+    from components.nixl_connect import Connector
+
+
+def encode_engine(topology: Topology) -> TransformersEncodeEngine:
+    torch.set_num_threads(topology.encode.threads)
+    return TransformersEncodeEngine(_checkpoint(topology, topology.encode.device))
+
+
+def prefill_engine(topology: Topology, connector: Connector) -> TransformersPrefillEngine:
+    torch.set_num_threads(topology.prefill.threads)
+    return TransformersPrefillEngine(
+        _checkpoint(topology, topology.prefill.device),
+        connector,
+        kv_tokens=topology.prefill.kv_tokens,
+        max_batch_tokens=topology.prefill.max_batch_tokens,
+        deadline=topology.transfer.deadline_seconds,
+    )
+
+
+def decode_engine(topology: Topology, connector: Connector) -> TransformersDecodeEngine:
+    torch.set_num_threads(topology.decode.threads)
+    return TransformersDecodeEngine(
+        _checkpoint(topology, topology.decode.device),
+        connector,
+        kv_tokens=topology.decode.kv_tokens,
+        block_tokens=topology.decode.block_tokens,
+        max_batch=topology.decode.max_batch,
+        lease=topology.transfer.lease_seconds,
+    )
+
+
+def _checkpoint(topology: Topology, device: str) -> Checkpoint:
+    return Checkpoint.open(
+        topology.model.path, dtype=topology.model.dtype, device=device, max_context=topology.model.max_context
+    )

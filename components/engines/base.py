@@ -1,0 +1,165 @@
+"""What a panel needs of an engine. Everything above this file is engine-free.
+
+An engine does the arithmetic and owns the memory the arithmetic writes to: the encode engine fills a buffer that the
+encode panel exposes, the prefill engine puts the prompt's KV where the decode engine said, the decode engine holds the
+KV and turns it into tokens. How a KV gets from one to the other is the engines' own affair: ``target`` is opaque to
+the panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from components.nixl_connect import Slot
+    from components.protocol import Sampling
+
+Grid = tuple[int, int, int]
+"""(t, h, w): patches of a picture in time, height and width, before the tower merges them."""
+
+
+class EngineError(Exception):
+    """An engine refuses a request or fails at it. ``code`` is a name from ``components.protocol.ErrorCode``."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A picture as the vision tower takes it. ``pixels`` is the engine's own; the embedding has ``tokens`` rows."""
+
+    pixels: Any
+    grid: Grid
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EmbeddingFormat:
+    """Rows of an embedding: ``width`` numbers of ``dtype`` (numpy's name, or ``bfloat16``), ``row_bytes`` bytes each.
+
+    ``revision`` is a digest of the weights and the preprocessing: rows of another revision mean something else.
+    """
+
+    width: int
+    dtype: str
+    row_bytes: int
+    revision: str
+
+
+class EncodeEngine(Protocol):
+    """A vision tower. ``prepare`` may run on any thread; ``encode`` runs on one thread, the panel's choice."""
+
+    format: EmbeddingFormat
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """RGB picture → patches. Raises EngineError ``image_undecodable`` for a shape the model cannot take."""
+        ...
+
+    def encode(self, images: Sequence[PreparedImage], slots: Sequence[Slot]) -> None:
+        """Run the tower once over all ``images`` and write image i's rows, (tokens, width), into ``slots[i]``."""
+        ...
+
+    def warm_up(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """One picture's embedding in ``slot``, (tokens, width) of the engine's ``EmbeddingFormat``, and its grid."""
+
+    slot: Slot
+    grid: Grid
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``token_ids`` with the image placeholders expanded: one id a row of ``images``, in order."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[ImageRows, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """What prefill hands on: the first token and the rotary position it takes.
+
+    ``compute_seconds`` is the forward pass, ``kv_bytes`` what was written to the decode worker, ``kv_seconds`` from the
+    first layer's post to the last layer's landing, ``lane`` how the bytes went.
+    """
+
+    token: int
+    next_position: int
+    compute_seconds: float
+    kv_bytes: int
+    kv_seconds: float
+    lane: str
+
+
+class PrefillEngine(Protocol):
+    """Computes a prompt and puts its KV where ``target`` says.
+
+    ``target`` is awaited while the first layers compute: the decode worker reserves memory meanwhile.
+    """
+
+    format: EmbeddingFormat
+    image_token_id: int
+    max_context: int
+
+    async def start(self) -> None: ...
+
+    def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+        """Repeat the i-th image placeholder ``tokens[i]`` times; raises EngineError when the counts do not match."""
+        ...
+
+    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
+        """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Reservation(Protocol):
+    """KV memory of one request on the decode worker; ``target`` is what the prefill engine must be told."""
+
+    target: bytes
+
+    def release(self) -> None:
+        """Give the memory back, as soon as nobody can write into it any more. Idempotent; returns at once."""
+        ...
+
+
+class DecodeEngine(Protocol):
+    """Holds KV that arrives from outside and decodes all requests in one continuous batch."""
+
+    max_context: int
+
+    async def start(self) -> None: ...
+
+    def check(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Raises EngineError ``prompt_too_long`` when the memory could never hold the request."""
+        ...
+
+    async def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation:
+        """Wait for KV memory, in order of asking, and expose it to be written."""
+        ...
+
+    def generate(
+        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling
+    ) -> AsyncGenerator[list[int], None]:
+        """Wait until the KV has landed, then yield new tokens, ``first_token`` first.
+
+        Ends after a stop token (not yielded) or ``sampling.max_tokens`` tokens. Closing the iterator takes the request
+        out of the batch.
+        """
+        ...
+
+    async def close(self) -> None: ...
