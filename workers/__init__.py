@@ -1,0 +1,1 @@
+"""The three panels that scale apart."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from types import UnionType
 from typing import Any, TypeVar, overload
@@ -113,19 +113,36 @@ class Peers:
                             yield item
                     return
                 except CallError as error:
-                    if error.stage == self.role and error.code in _GONE:
-                        self.drop(instance.id)
                     tried.add(instance.id)
-                    if not self._another_may_help(error, tried) or begun:
+                    if begun or not self._another_may_help(instance, error, tried):
                         raise
-                    log.info("%s failed on %s, trying another: %s", operation, instance.id, error)
 
-    def _another_may_help(self, error: CallError, tried: Collection[str]) -> bool:
+    async def attempt(self, call: Callable[[Instance], Awaitable[T]]) -> T:
+        """What ``call`` makes of one of them; of another one after an error that it may not have.
+
+        For an exchange of more than one message; ``call`` must leave nothing behind when it raises.
+        """
+        tried: set[str] = set()
+        while True:
+            async with self.pick(tried) as instance:
+                try:
+                    return await call(instance)
+                except CallError as error:
+                    tried.add(instance.id)
+                    if not self._another_may_help(instance, error, tried):
+                        raise
+
+    def _another_may_help(self, instance: Instance, error: CallError, tried: Collection[str]) -> bool:
         # An error from further down was already tried elsewhere by the panel next to it: trying again at every level
-        # would multiply the tries.
-        if error.stage != self.role or not error.retryable:
+        # would multiply the tries. Without a stage it is from this side of the exchange, a failed transfer say.
+        if error.stage not in ("", self.role):
             return False
-        return len(tried) < _TRIES and any(each.id not in tried for each in self.instances)
+        if error.code in _GONE:
+            self.drop(instance.id)
+        if not error.retryable or len(tried) >= _TRIES or all(each.id in tried for each in self.instances):
+            return False
+        log.info("%s failed, trying another: %s", instance.id, error)
+        return True
 
     def _choose(self, exclude: Collection[str]) -> Instance:
         instances = [each for each in self.instances if each.id not in exclude]

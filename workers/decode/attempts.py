@@ -1,0 +1,60 @@
+"""Tries of a request at prefill, each with the KV memory reserved for it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from components.engines.base import DecodeEngine, Reservation
+from components.messaging import CallError
+from components.protocol import ErrorCode
+
+
+class Attempt:
+    """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.id = secrets.token_hex(12)
+        self.max_tokens = max_tokens
+        self.reserving: asyncio.Task[Reservation] | None = None
+
+    @property
+    def reservation(self) -> Reservation:
+        """The memory prefill was given. Only after a prefill that succeeded: it has written there."""
+        assert self.reserving is not None
+        return self.reserving.result()
+
+
+class Attempts:
+    """The tries under way, by id."""
+
+    def __init__(self, engine: DecodeEngine) -> None:
+        self._engine = engine
+        self._open: dict[str, Attempt] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    @asynccontextmanager
+    async def open(self, max_tokens: int) -> AsyncIterator[Attempt]:
+        attempt = Attempt(max_tokens)
+        self._open[attempt.id] = attempt
+        try:
+            yield attempt
+        finally:
+            del self._open[attempt.id]
+            if attempt.reserving is not None:
+                attempt.reserving.cancel()
+                (outcome,) = await asyncio.gather(attempt.reserving, return_exceptions=True)
+                if not isinstance(outcome, BaseException):
+                    outcome.release()
+
+    async def reserve(self, id: str, prompt_tokens: int) -> bytes:
+        """The target for attempt ``id``'s KV; waits for memory. Raises CallError, EngineError."""
+        attempt = self._open.get(id)
+        if attempt is None or attempt.reserving is not None:
+            raise CallError(ErrorCode.CANCELLED, "this attempt is over, or has its memory already")
+        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.max_tokens))
+        return (await attempt.reserving).target

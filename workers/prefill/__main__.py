@@ -1,0 +1,3 @@
+from components.cli.role import main
+
+main("prefill")

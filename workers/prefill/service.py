@@ -1,0 +1,141 @@
+"""The prefill panel: reads the pictures' embeddings, computes the prompt, writes its KV to the decode worker.
+
+Answers ``prefill``; asks ``encode`` of encode workers and ``reserve`` of the decode worker that asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from components.config import Topology
+from components.engines.base import PrefillEngine, Prompt
+from components.engines.load import engine
+from components.messaging import Bus, CallError, Context, operation
+from components.protocol import (
+    EncodeRequest,
+    ErrorCode,
+    Prefilled,
+    PrefillRequest,
+    Reservation,
+    ReserveRequest,
+)
+from components.runtime import Panel
+from components.runtime.connector import open_connector
+from components.runtime.failures import as_call_errors
+from components.runtime.hops import hops
+from components.telemetry.trace import Trace
+from workers.prefill.images import ImageReader, ReadImage
+
+EMBEDDING_POOL_PROMPTS = 2
+"""Embeddings of this many prompts of full length fit into the pool they are read into."""
+
+
+class PrefillService:
+    def __init__(self, model: str, bus: Bus, engine: PrefillEngine, images: ImageReader) -> None:
+        self._model = model
+        self._bus = bus
+        self._engine = engine
+        self._images = images
+
+    async def prefill(self, request: PrefillRequest, context: Context) -> Prefilled:
+        if request.model != self._model:
+            raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
+        trace = Trace("prefill")
+        counts = [asyncio.get_running_loop().create_future() for _ in request.images]
+        reads = [
+            asyncio.create_task(self._images.read(EncodeRequest(model=self._model, image=image), count, context))
+            for image, count in zip(request.images, counts, strict=True)
+        ]
+        try:
+            tokens = await asyncio.gather(*map(_count, counts, reads))
+            with as_call_errors():
+                token_ids = self._engine.expand(request.token_ids, tokens)
+            self._check_length(len(token_ids), request.sampling.max_tokens)
+            reserving = asyncio.create_task(self._reserve(request, len(token_ids), context))
+            try:
+                images = await asyncio.gather(*reads)
+                prompt = Prompt(token_ids, tuple(image.rows for image in images), request.sampling)
+                with as_call_errors():
+                    first = await self._engine.prefill(prompt, reserving)
+            finally:
+                reserving.cancel()
+            trace.add("compute", first.compute_seconds)
+            trace.add("write KV", first.kv_seconds, bytes=first.kv_bytes, lane=first.lane)
+            return Prefilled(
+                first_token=first.token,
+                prompt_tokens=len(token_ids),
+                image_tokens=sum(tokens),
+                next_position=first.next_position,
+                grids=tuple(image.rows.grid for image in images),
+                hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
+            )
+        finally:
+            await _release(reads)
+
+    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
+        if prompt_tokens + max_tokens > self._engine.max_context:
+            raise CallError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the prompt has {prompt_tokens} tokens with its pictures; with max_tokens {max_tokens} that is more "
+                f"than the model's context of {self._engine.max_context}",
+            )
+
+    async def _reserve(self, request: PrefillRequest, prompt_tokens: int, context: Context) -> bytes:
+        """Where the asking decode worker wants the KV."""
+        reservation = await self._bus.call(
+            request.reserve_subject,
+            "reserve",
+            ReserveRequest(attempt=request.attempt, prompt_tokens=prompt_tokens),
+            reply=Reservation,
+            context=context,
+            stage="decode",
+        )
+        return reservation.target
+
+
+async def _count(count: asyncio.Future[int], read: asyncio.Task[ReadImage]) -> int:
+    """A picture's tokens as soon as they are known; raises what ``read`` raises when that comes first."""
+    either: list[asyncio.Future[int] | asyncio.Task[ReadImage]] = [count, read]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not count.done():
+        read.result()
+    return await count
+
+
+async def _release(reads: list[asyncio.Task[ReadImage]]) -> None:
+    for read in reads:
+        read.cancel()
+    for outcome in await asyncio.gather(*reads, return_exceptions=True):
+        if isinstance(outcome, ReadImage):
+            outcome.rows.slot.release()
+
+
+async def run(topology: Topology, instance: str | None = None) -> None:
+    """Serve until told to stop."""
+    async with (
+        Panel.open("prefill", topology, instance) as panel,
+        open_connector(topology, panel.id) as connector,
+    ):
+        prefill_engine = engine(topology).prefill_engine(topology, connector)
+        await prefill_engine.start()
+        format = prefill_engine.format
+        pool = await connector.create_pool(EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes)
+        images = ImageReader(
+            panel.bus,
+            connector,
+            pool,
+            await panel.peers("encode"),
+            format,
+            deadline=topology.transfer.deadline_seconds,
+        )
+        service = PrefillService(topology.model.name, panel.bus, prefill_engine, images)
+        await panel.serve(
+            {"prefill": operation(PrefillRequest, service.prefill)},
+            model=topology.model.name,
+            revision=format.revision,
+            engine=topology.engine,
+        )
+        try:
+            await panel.until_stopped()
+        finally:
+            await prefill_engine.close()
