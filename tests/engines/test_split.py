@@ -1,0 +1,208 @@
+"""Prefill and decode apart, joined by NIXL: the tokens of ``model.generate``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import pytest_asyncio
+import torch
+from PIL import Image
+
+from benchmarks.reference import Reference
+from components.engines.base import EngineError, FirstToken, ImageRows, Prompt, Reservation
+from components.engines.transformers.checkpoint import Checkpoint
+from components.engines.transformers.decode import TransformersDecodeEngine
+from components.engines.transformers.encode import TransformersEncodeEngine
+from components.engines.transformers.prefill import TransformersPrefillEngine
+from components.nixl_connect import Connector, Pool
+from components.protocol import Sampling
+from tests.model import MODEL
+
+TOKENS = 24
+
+
+@dataclass
+class Engines:
+    """The three engines, each half of the data plane with an agent of its own, as in three processes."""
+
+    encode: TransformersEncodeEngine
+    prefill: TransformersPrefillEngine
+    decode: TransformersDecodeEngine
+    pool: Pool
+    connectors: tuple[Connector, Connector]
+
+    def embed(self, pictures: list[bytes]) -> tuple[ImageRows, ...]:
+        images = [self.encode.prepare(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+        slots = [self.pool.allocate(image.tokens * self.encode.format.row_bytes) for image in images]
+        if images:
+            self.encode.encode(images, slots)
+        return tuple(ImageRows(slot, image.grid, image.tokens) for slot, image in zip(slots, images, strict=True))
+
+    async def first(
+        self, token_ids: list[int], pictures: list[bytes], sampling: Sampling
+    ) -> tuple[Reservation, FirstToken, int]:
+        rows = self.embed(pictures)
+        expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
+        reservation = await self.decode.reserve(len(expanded), sampling.max_tokens)
+
+        async def target() -> bytes:
+            return reservation.target
+
+        try:
+            first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target())
+        except BaseException:
+            reservation.release()
+            raise
+        finally:
+            for image in rows:
+                image.slot.release()
+        return reservation, first, len(expanded)
+
+    async def answer(self, token_ids: list[int], pictures: list[bytes], sampling: Sampling) -> list[int]:
+        reservation, first, _ = await self.first(token_ids, pictures, sampling)
+        tokens: list[int] = []
+        async with aclosing(self.decode.generate(reservation, first.token, first.next_position, sampling)) as stream:
+            async for new in stream:
+                tokens += new
+        reservation.release()
+        return tokens
+
+    async def idle(self) -> None:
+        """Wait until all memory is back and nothing is exposed or in flight."""
+        while any(
+            (self.prefill.pool.used, self.decode.pool.used, self.pool.used)
+            + tuple(c.leases + c.handles + c.in_flight + c.quarantined for c in (x.counters() for x in self.connectors))
+        ):
+            await asyncio.sleep(0.005)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engines() -> AsyncIterator[Engines]:
+    torch.set_num_threads(1)
+    checkpoint = Checkpoint.open(str(MODEL))
+    async with Connector() as near, Connector() as far:
+        prefill = TransformersPrefillEngine(checkpoint, near, kv_tokens=4096, max_batch_tokens=2048, deadline=20)
+        decode = TransformersDecodeEngine(checkpoint, far, kv_tokens=4096, block_tokens=16, max_batch=8, lease=20)
+        await prefill.start()
+        await decode.start()
+        pool = await near.create_pool(1 << 24)
+        yield Engines(TransformersEncodeEngine(checkpoint), prefill, decode, pool, (near, far))
+        await prefill.close()
+        await decode.close()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(str(MODEL), threads=1)
+
+
+def picture(seed: int, size: tuple[int, int] = (224, 224)) -> bytes:
+    blocks = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def ask(reference: Reference, text: str, pictures: int) -> tuple[list[dict[str, object]], list[int]]:
+    """A user's turn and its token ids, one placeholder a picture."""
+    parts = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
+    messages: list[dict[str, object]] = [{"role": "user", "content": parts}]
+    prompt = reference.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return messages, reference.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+
+greedy = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
+CASES = [("Hello there!", ()), ("What is it? " * 30, ()), ("What do you see?", (1,)), ("Compare.", (2, 3, 4))]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("text", "seeds"), CASES)
+async def test_tokens_equal_generate(engines: Engines, reference: Reference, text: str, seeds: tuple[int, ...]) -> None:
+    pictures = [picture(seed, (224, 160 + 32 * (seed % 3))) for seed in seeds]
+    messages, ids = ask(reference, text, len(pictures))
+    expected = reference.chat(messages, pictures, TOKENS).token_ids
+    assert await engines.answer(ids, pictures, greedy) == expected
+    await asyncio.wait_for(engines.idle(), 10)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_tokens_do_not_depend_on_who_shares_the_batch(engines: Engines, reference: Reference) -> None:
+    asked = [(f"Question {n}? " * (1 + 3 * (n % 4)), [picture(n)] if n % 2 else []) for n in range(8)]
+    prompts = [ask(reference, text, len(pictures)) for text, pictures in asked]
+    expected = [
+        reference.chat(messages, pictures, TOKENS).token_ids
+        for (messages, _), (_, pictures) in zip(prompts, asked, strict=True)
+    ]
+    answers = await asyncio.gather(
+        *(engines.answer(ids, pictures, greedy) for (_, ids), (_, pictures) in zip(prompts, asked, strict=True))
+    )
+    assert answers == expected
+    await asyncio.wait_for(engines.idle(), 10)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_bytes_that_moved_are_those_of_the_kv(engines: Engines, reference: Reference) -> None:
+    _, ids = ask(reference, "What do you see?", 1)
+    reservation, first, length = await engines.first(ids, [picture(9)], greedy)
+    pool = engines.decode.pool
+    assert first.kv_bytes == pool.layers * 2 * length * pool.token_bytes
+    assert first.lane
+    reservation.release()
+    await asyncio.wait_for(engines.idle(), 10)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_seed_repeats_and_another_differs(engines: Engines, reference: Reference) -> None:
+    _, ids = ask(reference, "Tell me something.", 0)
+
+    async def drawn(seed: int) -> list[int]:
+        return await engines.answer(ids, [], Sampling(max_tokens=TOKENS, temperature=1.5, seed=seed, ignore_eos=True))
+
+    once, again, other = await asyncio.gather(drawn(1), drawn(1), drawn(2))
+    assert once == again
+    assert once != other
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_reader_that_leaves_gives_everything_back(engines: Engines, reference: Reference) -> None:
+    _, ids = ask(reference, "What do you see?", 0)
+    long = Sampling(max_tokens=1000, temperature=0.0, ignore_eos=True)
+    reservation, first, _ = await engines.first(ids, [], long)
+    async with aclosing(engines.decode.generate(reservation, first.token, first.next_position, long)) as stream:
+        async for _ in stream:
+            break
+    reservation.release()
+    await asyncio.wait_for(engines.idle(), 10)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_cancelled_prefill_gives_everything_back(engines: Engines, reference: Reference) -> None:
+    _, ids = ask(reference, "What do you see?", 1)
+    for steps in range(12):
+        task = asyncio.create_task(engines.first(ids, [picture(steps)], greedy))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert isinstance(outcome, asyncio.CancelledError)
+    await asyncio.wait_for(engines.idle(), 10)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_target_of_another_layout_is_refused(engines: Engines, reference: Reference) -> None:
+    _, ids = ask(reference, "What do you see?", 0)
+    reservation = await engines.decode.reserve(len(ids) + 1, 8)
+
+    async def target() -> bytes:
+        return reservation.target
+
+    with pytest.raises(EngineError) as refused:
+        await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target())
+    assert refused.value.code == "transfer_failed"
+    reservation.release()
