@@ -23,6 +23,7 @@ from components.engines.transformers.prefill import TransformersPrefillEngine
 from components.nixl_connect import Connector, Pool
 from components.protocol import Sampling
 from tests.model import MODEL
+from tests.waiting import until
 
 TOKENS = 24
 
@@ -48,17 +49,18 @@ class Engines:
         self, token_ids: list[int], pictures: list[bytes], sampling: Sampling
     ) -> tuple[Reservation, FirstToken, int]:
         rows = self.embed(pictures)
-        expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
-        reservation = await self.decode.reserve(len(expanded), sampling.max_tokens)
-
-        async def target() -> bytes:
-            return reservation.target
-
         try:
-            first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target())
-        except BaseException:
-            reservation.release()
-            raise
+            expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
+            reservation = await self.decode.reserve(len(expanded), sampling.max_tokens)
+
+            async def target() -> bytes:
+                return reservation.target
+
+            try:
+                first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target())
+            except BaseException:
+                reservation.release()
+                raise
         finally:
             for image in rows:
                 image.slot.release()
@@ -73,13 +75,22 @@ class Engines:
         reservation.release()
         return tokens
 
+    def held(self) -> dict[str, int]:
+        """Everything that must be zero when nobody asks for anything."""
+        counters = [connector.counters() for connector in self.connectors]
+        return {
+            "prefill KV": self.prefill.pool.used,
+            "decode KV": self.decode.pool.used,
+            "pool": self.pool.used,
+            **{
+                name: sum(getattr(each, name) for each in counters)
+                for name in ("leases", "handles", "in_flight", "quarantined")
+            },
+        }
+
     async def idle(self) -> None:
         """Wait until all memory is back and nothing is exposed or in flight."""
-        while any(
-            (self.prefill.pool.used, self.decode.pool.used, self.pool.used)
-            + tuple(c.leases + c.handles + c.in_flight + c.quarantined for c in (x.counters() for x in self.connectors))
-        ):
-            await asyncio.sleep(0.005)
+        await until(lambda: not any(self.held().values()), self.held)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -128,7 +139,7 @@ async def test_tokens_equal_generate(engines: Engines, reference: Reference, tex
     messages, ids = ask(reference, text, len(pictures))
     expected = reference.chat(messages, pictures, TOKENS).token_ids
     assert await engines.answer(ids, pictures, greedy) == expected
-    await asyncio.wait_for(engines.idle(), 10)
+    await engines.idle()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -143,7 +154,7 @@ async def test_tokens_do_not_depend_on_who_shares_the_batch(engines: Engines, re
         *(engines.answer(ids, pictures, greedy) for (_, ids), (_, pictures) in zip(prompts, asked, strict=True))
     )
     assert answers == expected
-    await asyncio.wait_for(engines.idle(), 10)
+    await engines.idle()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -154,7 +165,7 @@ async def test_the_bytes_that_moved_are_those_of_the_kv(engines: Engines, refere
     assert first.kv_bytes == pool.layers * 2 * length * pool.token_bytes
     assert first.lane
     reservation.release()
-    await asyncio.wait_for(engines.idle(), 10)
+    await engines.idle()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -178,7 +189,7 @@ async def test_a_reader_that_leaves_gives_everything_back(engines: Engines, refe
         async for _ in stream:
             break
     reservation.release()
-    await asyncio.wait_for(engines.idle(), 10)
+    await engines.idle()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -191,7 +202,7 @@ async def test_a_cancelled_prefill_gives_everything_back(engines: Engines, refer
         task.cancel()
         outcome = (await asyncio.gather(task, return_exceptions=True))[0]
         assert isinstance(outcome, asyncio.CancelledError)
-    await asyncio.wait_for(engines.idle(), 10)
+    await engines.idle()
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -1,0 +1,15 @@
+"""Tests wait for conditions, never for seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+
+async def until(condition: Callable[[], bool], state: Callable[[], Any], within: float = 10.0) -> None:
+    """Look every few milliseconds; fails with ``state()`` when the condition does not come about ``within`` seconds."""
+    deadline = asyncio.get_running_loop().time() + within
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"still, after {within} s: {state()}"
+        await asyncio.sleep(0.005)
