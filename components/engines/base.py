@@ -124,6 +124,10 @@ class PrefillEngine(Protocol):
         """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again."""
         ...
 
+    def held(self) -> dict[str, int]:
+        """What requests hold of the engine, by name; all zero when none runs."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -160,6 +164,10 @@ class DecodeEngine(Protocol):
         Ends after a stop token (not yielded) or ``sampling.max_tokens`` tokens. Closing the iterator takes the request
         out of the batch.
         """
+        ...
+
+    def held(self) -> dict[str, int]:
+        """What requests hold of the engine, by name; all zero when none runs."""
         ...
 
     async def close(self) -> None: ...

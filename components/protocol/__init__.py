@@ -16,6 +16,7 @@ from components.protocol.errors import ErrorCode
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
 from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, ReserveRequest
+from components.protocol.status import Status, StatusRequest
 
 __all__ = [
     "ROLES",
@@ -43,6 +44,8 @@ __all__ = [
     "Role",
     "Sampling",
     "Started",
+    "Status",
+    "StatusRequest",
     "TextDelta",
     "TextPart",
     "Tokens",

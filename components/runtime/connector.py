@@ -13,3 +13,14 @@ def open_connector(topology: Topology, name: str) -> Connector:
     return Connector(
         name, backends=transfer.backends, ucx={key: value for key, value in settings.items() if value is not None}
     )
+
+
+def held(connector: Connector) -> dict[str, int]:
+    """What the data plane holds for requests; all zero when none runs."""
+    counters = connector.counters()
+    return {
+        "leases": counters.leases,
+        "transfers": counters.in_flight,
+        "handles": counters.handles,
+        "quarantined": counters.quarantined,
+    }

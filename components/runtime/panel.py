@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -15,8 +15,8 @@ import msgspec
 
 from components.config import Topology
 from components.discovery import Registration, Registry
-from components.messaging import Bus, Operation, Service
-from components.protocol import VERSION, Instance, Role, subject
+from components.messaging import Bus, Context, Operation, Service, operation
+from components.protocol import VERSION, Instance, Role, Status, StatusRequest, subject
 from components.runtime.peers import Peers
 from components.telemetry.ready import announce_ready
 
@@ -70,11 +70,12 @@ class Panel:
         model: str = "",
         revision: str = "",
         engine: str = "",
+        held: Callable[[], dict[str, int]] = dict,
     ) -> None:
-        """Answer ``operations``, then become discoverable, then say that this instance is ready.
+        """Answer ``operations`` and ``status``, then become discoverable, then say that this instance is ready.
 
         ``capacity`` is how many requests it works on at once, for others to know. More than ``limit`` at once, waiting
-        ones included, are refused as ``overloaded``; with None the panel bounds itself.
+        ones included, are refused as ``overloaded``; with None the panel bounds itself. ``held`` is for ``status``.
         """
         instance = Instance(
             role=self.role,
@@ -87,6 +88,11 @@ class Panel:
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+
+        async def status(request: StatusRequest, context: Context) -> Status:
+            return Status(held=held())
+
+        operations = {**operations, "status": operation(StatusRequest, status)}
         self._service = await self.bus.serve(self.subject, stage=self.role, operations=operations, capacity=limit)
         value = msgspec.json.encode(instance)
         self._registration = await self.registry.register(self.role, self.id, value, ttl=_LEASE_SECONDS)

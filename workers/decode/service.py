@@ -28,7 +28,7 @@ from components.protocol import (
     Usage,
 )
 from components.runtime import Panel, Peers
-from components.runtime.connector import open_connector
+from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
@@ -47,6 +47,10 @@ class DecodeService:
         self._attempts = Attempts(engine)
         self._max_requests = max_requests
         self._requests = 0
+
+    @property
+    def attempts(self) -> int:
+        return len(self._attempts)
 
     async def reserve(self, request: ReserveRequest, context: Context) -> Reservation:
         with as_call_errors():
@@ -151,6 +155,7 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             model=topology.model.name,
             engine=topology.engine,
             capacity=topology.decode.max_batch,
+            held=lambda: {**held(connector), **decode_engine.held(), "attempts": service.attempts},
         )
         try:
             await panel.until_stopped()

@@ -67,13 +67,15 @@ class EmbeddingCache:
                         ErrorCode.OVERLOADED, "all embedding memory is being read from", retryable=True
                     ) from None
 
-    def clear(self) -> None:
-        while self._entries:
-            self._entries.popitem()[1].slot.release()
+    @property
+    def being_read(self) -> int:
+        """Entries that somebody besides the cache holds, and those being made."""
+        return sum(entry.slot.holders > 1 for entry in self._entries.values()) + len(self._making)
 
     async def close(self) -> None:
         await asyncio.gather(*self._making.values(), return_exceptions=True)
-        self.clear()
+        while self._entries:
+            self._entries.popitem()[1].slot.release()
 
     async def _make(self, hash: str, make: Callable[[], Awaitable[Entry]]) -> Entry:
         try:

@@ -17,7 +17,7 @@ from components.messaging import CallError, Context, operation
 from components.nixl_connect import Connector
 from components.protocol import Embedding, EncodeRequest, ErrorCode, ImageSource
 from components.runtime import Panel
-from components.runtime.connector import open_connector
+from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
@@ -125,13 +125,15 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         embeddings = await connector.create_pool(topology.encode.pool_bytes)
         images = await connector.create_pool(IMAGES_IN_FLIGHT * media.max_bytes)
         sources = ImageSources(fetcher, connector, images, limits, deadline=topology.transfer.deadline_seconds)
-        service = EncodeService(topology, connector, encoder, sources, EmbeddingCache(embeddings), limits)
+        cache = EmbeddingCache(embeddings)
+        service = EncodeService(topology, connector, encoder, sources, cache, limits)
         await panel.serve(
             {"encode": operation(EncodeRequest, service.encode)},
             model=topology.model.name,
             revision=encoder.format.revision,
             engine=topology.engine,
             capacity=topology.encode.max_batch_images,
+            held=lambda: {**held(connector), "image bytes": images.used, "embeddings being read": cache.being_read},
         )
         try:
             await panel.until_stopped()

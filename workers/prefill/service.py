@@ -20,7 +20,7 @@ from components.protocol import (
     ReserveRequest,
 )
 from components.runtime import Panel
-from components.runtime.connector import open_connector
+from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
@@ -134,6 +134,7 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             model=topology.model.name,
             revision=format.revision,
             engine=topology.engine,
+            held=lambda: {**held(connector), **prefill_engine.held(), "embedding bytes": pool.used},
         )
         try:
             await panel.until_stopped()

@@ -80,6 +80,9 @@ class TransformersDecodeEngine:
         self._warm_up()
         self._thread.start()
 
+    def held(self) -> dict[str, int]:
+        return {"KV tokens": self.pool.used}
+
     async def close(self) -> None:
         with self._wake:
             self._stopping = True

@@ -87,6 +87,9 @@ class TransformersPrefillEngine:
         self._warm_up()
         self._thread.start()
 
+    def held(self) -> dict[str, int]:
+        return {"KV tokens": self.pool.used}
+
     async def close(self) -> None:
         await asyncio.gather(*self._running, return_exceptions=True)
         self._queue.put(None)
