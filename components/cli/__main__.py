@@ -1,0 +1,3 @@
+from components.cli.main import main
+
+main()
