@@ -71,7 +71,7 @@ class Calls:
     def refused(self, number: int) -> None:
         """NATS says that nobody listens on the subject that the call's request was sent to."""
         call = self._open.get(number)
-        if call is None:
+        if call is None or call.received:
             return
         if self.links.settling:
             self._unheard.append(call)

@@ -98,9 +98,9 @@ class Service:
             if late:
                 log.error("%d handlers still clean up after %g s", len(late), _CLEANUP_SECONDS)
         if self._wire.up:
-            await self._wire.flush()
             if self._unsubscribe is not None:
                 await self._unsubscribe()
+            await self._wire.flush()
         self._unsubscribe = None
         for caller in list(self._callers.values()):
             caller.forget()

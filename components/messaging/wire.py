@@ -76,9 +76,9 @@ class Wire:
     async def subscribe(self, subject: str, handler: Callable[[Msg], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """Calls ``handler``, which must not wait, for each message; returns what ends the subscription."""
         subscription = await self._client.subscribe(subject, cb=handler)
-        # Until the server has answered a ping, it may not have seen the subscription.
-        await self._client.flush()
-        return subscription.unsubscribe
+        await self._arrived()
+        # Drain, not unsubscribe: what the server has sent already is still handled.
+        return subscription.drain
 
     def send(self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Queue one message."""
@@ -92,7 +92,14 @@ class Wire:
             async with asyncio.timeout(2.0):
                 if self._queue:
                     await self._idle.wait()
-                await self._client.flush()
+                await self._arrived()
+
+    async def _arrived(self) -> None:
+        """Returns once the server has read everything that the client was given."""
+        # nats-py writes a ping ahead of what it still buffers, so the answer to the first says only that the buffer
+        # has been written; the second ping comes after it.
+        await self._client.flush()
+        await self._client.flush()
 
     async def close(self) -> None:
         self._up.clear()
