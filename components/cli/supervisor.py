@@ -35,6 +35,7 @@ _LONGEST_PAUSE = 30.0
 _STABLE_SECONDS = 60.0
 # After the drain time a role cuts its requests itself; it has this long to do so and end.
 _GRACE_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0
 _SERVER_CHECK_SECONDS = 0.5
 _LOG_BYTES = 32 * 2**20
 
@@ -227,16 +228,17 @@ class Supervisor:
     async def _answers(self) -> None:
         """Returns once the frontend says that it sees every panel."""
         async with httpx2.AsyncClient(base_url=self.url, timeout=5.0, trust_env=False) as client:
-            missing = ""
+            said, began = "", time.monotonic()
             while True:
                 try:
                     response = await client.get("/ready")
+                    missing = "" if response.is_success else response.text
                 except httpx2.TransportError as error:
                     missing = str(error) or type(error).__name__
-                else:
-                    if response.is_success:
-                        return
-                    if response.text != missing:
-                        missing = response.text
-                        self.board.say(f"not ready: {missing}", "dim")
-                await asyncio.sleep(0.1)
+                if not missing:
+                    return
+                # Roles that are ready see each other a moment later; only what lasts is worth a line.
+                if missing != said and time.monotonic() - began > _PATIENCE_SECONDS:
+                    self.board.say(f"not ready yet: {missing}", "dim")
+                    said = missing
+                await asyncio.sleep(0.05)

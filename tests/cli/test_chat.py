@@ -144,10 +144,8 @@ def test_the_command_prints_the_answer_and_the_way(server: Server, tmp_path: Pat
     assert command.end() == 0
     assert command.lines[0] == "Two shapes."
     rows = [line.split() for line in command.lines[-3:-1]]
-    assert [row[:-1] for row in rows] == [
-        ["0.0", "frontend", "receive", "510.0"],
-        ["500.0", "encode", "encode", "2.2", "4,096", "shm"],
-    ]
+    assert rows[0][:4] == ["0.0", "frontend", "receive", "510.0"]
+    assert rows[1][:6] == ["500.0", "encode", "encode", "2.2", "4,096", "shm"]
 
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:
