@@ -80,13 +80,14 @@ def demo_command(
 def run(
     name: Annotated[Role, typer.Argument(metavar="ROLE", help="frontend, processor, encode, prefill or decode")],
     config: Config = None,
+    model: Model = None,
     sets: Sets = None,
     instance: Annotated[
         str | None, typer.Option("--id", help="Name of this instance; without it: a fresh one.")
     ] = None,
 ) -> None:
     """Run one role alone: what compose, Slurm and Kubernetes start."""
-    sys.exit(role.start(name, _load(config, sets), instance))
+    sys.exit(role.start(name, _load(config, sets, model__path=model), instance))
 
 
 @app.command()

@@ -232,7 +232,7 @@ class Supervisor:
             while True:
                 try:
                     response = await client.get("/ready")
-                    missing = "" if response.is_success else response.text
+                    missing = "" if response.is_success else response.text or f"HTTP {response.status_code}"
                 except httpx2.TransportError as error:
                     missing = str(error) or type(error).__name__
                 if not missing:
