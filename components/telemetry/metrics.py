@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0 as CONTENT_TYP
 __all__ = ["CONTENT_TYPE", "REGISTRY", "render"]
 
 # The time at which each series began is one more series for each, and nobody asks for it.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 # Our own and not the library's global one: what some imported package counts is not ours to publish.
 REGISTRY = CollectorRegistry()
