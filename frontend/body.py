@@ -11,22 +11,22 @@ from starlette.requests import ClientDisconnect
 from components.protocol import ErrorCode
 from frontend.errors import ApiError
 
-# Nobody reads the status line of an answer that arrives while they still send, so a little too much is read and thrown
-# away; who sends much more than that has to cope with a closed connection.
-_PATIENCE = 8 * 2**20
+# A client that is still sending does not read an answer, and closing the connection then loses it. So up to this many
+# times the limit is read and thrown away before the answer; who sends more has to make do with a closed connection.
+_PATIENCE = 4
 
 
 async def read_body(request: Request, limit: int, seconds: float) -> bytearray:
     """The whole body. Raises ``ApiError`` 413 if it has more than ``limit`` bytes, 408 if it takes too long."""
-    body, length = bytearray(), 0
+    body, length, most = bytearray(), 0, (1 + _PATIENCE) * limit
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit + _PATIENCE:
+    if announced.isdigit() and int(announced) > most:
         raise _too_large(limit)
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 length += len(chunk)
-                if length > limit + _PATIENCE:
+                if length > most:
                     raise _too_large(limit)
                 if length <= limit:
                     body += chunk

@@ -38,8 +38,11 @@ _WHEN = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's ``responses``: all these answer with an ``ErrorBody``."""
-    return {status: answer(ErrorBody, _WHEN[status]) for status in statuses}
+    """For a route's ``responses``: all these answer with an ``ErrorBody``, and so does whatever else may go wrong."""
+    return {
+        **{status: answer(ErrorBody, _WHEN[status]) for status in statuses},
+        "default": answer(ErrorBody, "Any other failure."),
+    }
 
 
 def answer(type: type[msgspec.Struct], description: str = HTTPStatus.OK.phrase) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx2
 import numpy as np
@@ -32,6 +33,7 @@ from components.protocol import (
     Usage,
 )
 from components.runtime import Panel
+from components.runtime.connector import open_connector
 from components.runtime.servers import EtcdServer, NatsServer, free_port
 from tests.servers import until
 
@@ -137,14 +139,12 @@ async def running(folder: Path, model: Path, tokenizer: Tokenizer) -> AsyncItera
             drain_seconds=5.0,
         )
         connectors: list[Connector] = []
-        open_connector = frontend.service.open_connector
 
         def open_and_note(topology: Topology, name: str) -> Connector:
             connectors.append(open_connector(topology, name))
             return connectors[-1]
 
-        frontend.service.open_connector = open_and_note
-        try:
+        with patch("frontend.service.open_connector", open_and_note):
             for run in (frontend.service.run, processor.service.run):
                 task = asyncio.create_task(run(topology))
                 stack.push_async_callback(_end, task)
@@ -155,8 +155,6 @@ async def running(folder: Path, model: Path, tokenizer: Tokenizer) -> AsyncItera
                 AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, http_client=http)
             )
             await answers(http, "/health", 200)
-        finally:
-            frontend.service.open_connector = open_connector
         whole = Stack(topology, decoder, connectors[0], http, client, {})
         roles: tuple[Role, ...] = ("encode", "prefill", "decode")
         for role in roles:

@@ -216,7 +216,7 @@ async def test_request_id_and_trace_context_travel(stack: Stack) -> None:
     for bad in ("a b", "x" * 200, "ä"):
         headers = {"x-request-id": bad, "traceparent": bad}
         response = await stack.http.post(
-            "/v1/chat/completions", json=body("Hi"), headers=[(k, v.encode()) for k, v in headers.items()]
+            "/v1/chat/completions", json=body("Hi"), headers=[(k.encode(), v.encode()) for k, v in headers.items()]
         )
         assert response.status_code == 200
         assert response.headers["x-request-id"] != bad

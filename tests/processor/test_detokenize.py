@@ -16,8 +16,12 @@ SIZE = TOKENIZER.get_vocab_size()
 
 def bytes_of(text: str) -> list[int]:
     """One token for each byte: the worst that a model can do to a character."""
-    symbols = bytes_to_unicode()
-    return [TOKENIZER.token_to_id(symbols[byte]) for byte in text.encode()]
+    return byte_tokens(text.encode())
+
+
+def byte_tokens(data: bytes) -> list[int]:
+    symbols, vocabulary = bytes_to_unicode(), TOKENIZER.get_vocab()
+    return [vocabulary[symbols[byte]] for byte in data]
 
 
 def bytes_to_unicode() -> dict[int, str]:
@@ -60,8 +64,7 @@ _BROKEN = st.sampled_from([b"\x80", b"\xe2", b"\xe2\x82", b"\xf0\x9f", b"\xff", 
 
 @given(st.lists(_BROKEN, max_size=150), sizes)
 def test_bytes_that_are_no_characters(parts: list[bytes], sizes: list[int]) -> None:
-    symbols = bytes_to_unicode()
-    ids = [TOKENIZER.token_to_id(symbols[byte]) for byte in b"".join(parts)]
+    ids = byte_tokens(b"".join(parts))
     assert "".join(pieces(ids, sizes)) == TOKENIZER.decode(ids)
 
 
@@ -70,7 +73,7 @@ def test_each_character_comes_as_soon_as_it_is_whole() -> None:
 
 
 def test_special_tokens_are_not_text() -> None:
-    end = TOKENIZER.token_to_id("<|im_end|>")
+    end = TOKENIZER.get_vocab()["<|im_end|>"]
     assert "".join(pieces([*TOKENIZER.encode("yes").ids, end], [1])) == "yes"
 
 
