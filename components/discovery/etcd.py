@@ -21,6 +21,10 @@ if "google.protobuf" in sys.modules:
             "or set PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python"
         )
 
+# gRPC prepares every fork for a child that goes on using gRPC, and complains when its threads are busy then. Ours never
+# do: whatever a panel forks becomes another program.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 import etcd3  # type: ignore[import-untyped]
 import grpc  # type: ignore[import-untyped]
 from etcd3 import etcdrpc

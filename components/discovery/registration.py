@@ -54,6 +54,7 @@ class Registration:
             self._stopping = True
             self._condition.notify()
         await self._ended.wait()
+        self._thread.join()  # Setting the event was its last act.
 
     def _run(self) -> None:
         pause = self._ttl / 3

@@ -65,6 +65,7 @@ class View(Generic[T]):
             if self._watch is not None:
                 self._watch.cancel()
         await self._ended.wait()
+        self._thread.join()  # Setting the event was its last act.
         for timer in self._missing.values():
             timer.cancel()
 

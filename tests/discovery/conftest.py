@@ -1,0 +1,3 @@
+from tests.servers import etcd
+
+__all__ = ["etcd"]
