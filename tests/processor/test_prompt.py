@@ -209,3 +209,8 @@ def test_the_processor_needs_no_torch() -> None:
         "import sys, processor.service; sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_name_that_is_neither_folder_nor_model() -> None:
+    with pytest.raises(ModelFilesError, match="neither a folder nor a model"):
+        load("no such/model/anywhere")
