@@ -1,0 +1,3 @@
+from tests.servers import etcd, nats
+
+__all__ = ["etcd", "nats"]
