@@ -16,11 +16,10 @@ from .core import Core
 from .counters import Counters
 from .descriptor import Buffers, Descriptor, as_list
 from .device import Device
-from .errors import ConnectorClosed, DeadlineExceeded, InvalidBuffer
+from .errors import ConnectorClosed, DeadlineExceeded, InvalidBuffer, TransferError
 from .lease import Exposure
 from .operations import (
     ActiveOperation,
-    Operation,
     PassiveOperation,
     ReadableOperation,
     ReadOperation,
@@ -31,12 +30,11 @@ from .owner import OwnerThread
 from .pool import Pool, Slab
 from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor
 from .registration import Hold
-from .states import OperationKind
+from .states import OperationKind, OperationStatus
 from .transfer import lane_of, match
 from .wire import KEY_BYTES
 
 T = TypeVar("T")
-O = TypeVar("O", bound=Operation)  # noqa: E741
 P = TypeVar("P", bound=PassiveOperation)
 A = TypeVar("A", bound=ActiveOperation)
 DEFAULT_LEASE_S = 30.0
@@ -173,7 +171,7 @@ class Connector:
     ) -> ReadOperation:
         """Begin to read a peer's memory into ``local``: one local buffer for each of the record's, of the same bytes.
 
-        The transfer is posted before this returns. ``deadline`` is in seconds from now (default 30). ``expect``
+        The transfer is on its way when this returns. ``deadline`` is in seconds from now (default 30). ``expect``
         names items that the record's ``info`` must have. Raises ``BadRecord``, ``InvalidBuffer``, ``PeerUnknown``,
         ``PeerLost``…
         """
@@ -181,7 +179,7 @@ class Connector:
         metadata.check(OperationKind.READ, reader=self.identity, expect=expect)
         match(metadata, buffers)
         operation = ReadOperation(self._do, buffers, metadata, lane_of(buffers, metadata))
-        return await self._begin(operation, metadata, deadline, staged=False)
+        return self._begin(operation, metadata, deadline, staged=False)
 
     async def begin_write(
         self,
@@ -201,7 +199,7 @@ class Connector:
         metadata.check(OperationKind.WRITE, reader=self.identity, expect=expect)
         match(metadata, buffers)
         operation = WriteOperation(self._do, buffers, metadata, lane_of(buffers, metadata), staged)
-        return await self._begin(operation, metadata, deadline, staged=staged)
+        return self._begin(operation, metadata, deadline, staged=staged)
 
     # memory
 
@@ -311,7 +309,12 @@ class Connector:
             operation.expose_as(record)
             core.leases.expose(Exposure(record, hold, time.monotonic() + lease, readers, operation))
 
-        return await self._started_or_cancelled(operation, expose)
+        try:
+            await self._call(expose)
+        except asyncio.CancelledError:
+            operation.cancel()  # the caller never gets it: nobody else could end it
+            raise
+        return operation
 
     def _record(
         self,
@@ -357,25 +360,26 @@ class Connector:
             info=dict(sorted(info.items())),
         ).sealed()
 
-    async def _begin(self, operation: A, metadata: RdmaMetadata, deadline: float | None, *, staged: bool) -> A:
+    def _begin(self, operation: A, metadata: RdmaMetadata, deadline: float | None, *, staged: bool) -> A:
+        """Hand the transfer to the owner thread, which posts it at once. Not awaited: a round trip to that thread costs
+        as much as moving a megabyte, and what it finds wrong is the operation's error."""
         seconds = DEFAULT_DEADLINE_S if deadline is None else deadline
         if not 0.0 < seconds < 1e6:
             raise DeadlineExceeded(f"no time left: {seconds} s") if seconds <= 0 else ValueError(f"{seconds} s")
         until = time.monotonic() + seconds
 
-        def begin(core: Core) -> None:
-            peer = core.peers.from_record(metadata)
-            hold = Hold(core.registry, operation.buffers)
-            operation.transfer = core.transfers.begin(metadata, peer, hold, until, operation, staged)
+        owner = self._thread()
 
-        return await self._started_or_cancelled(operation, begin)
+        def begin() -> None:
+            try:
+                core = self._started(owner)
+                peer = core.peers.from_record(metadata)
+                hold = Hold(core.registry, operation.buffers)
+            except TransferError as error:
+                operation.ended(OperationStatus.ERRORED, error, released=True)
+            else:
+                operation.transfer = core.transfers.begin(metadata, peer, hold, until, operation, staged)
 
-    async def _started_or_cancelled(self, operation: O, start: Callable[[Core], None]) -> O:
-        """A caller that is cancelled while the owner thread begins never gets the operation: nobody else could end
-        it."""
-        try:
-            await self._call(start)
-        except asyncio.CancelledError:
-            operation.cancel()
-            raise
+        if not owner.submit(begin):
+            raise ConnectorClosed("the connector is closed")
         return operation

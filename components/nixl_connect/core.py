@@ -64,9 +64,9 @@ class Core:
         return self.transfers.poll() or happened
 
     def patience(self) -> tuple[float, float]:
-        if self.transfers.moving:
+        if self.transfers.handles:
             return 1 / 64, 200e-6
-        if self.transfers.in_flight or self.leases.claimed:
+        if self.transfers.in_flight or self.leases.claims:
             return 1 / 8, 500e-6
         if self.leases.live:
             return 1 / 8, 2e-3

@@ -33,7 +33,7 @@ class Front(Protocol):
 
     def moved(self, status: OperationStatus) -> None: ...
 
-    def ended(self, status: OperationStatus, error: TransferError | None) -> None: ...
+    def ended(self, status: OperationStatus, error: TransferError | None, *, released: bool) -> None: ...
 
     def released(self) -> None: ...
 
@@ -74,17 +74,14 @@ class Leases:
         self._exposures: dict[bytes, Exposure] = {}
         self._past: OrderedDict[bytes, Reason] = OrderedDict()
 
-    @property
-    def live(self) -> int:
-        return sum(not exposure.over for exposure in self._exposures.values())
+        self.live = 0
+        """Exposures whose operation has not ended."""
+        self.claims = 0
+        """Claims that peers hold now."""
 
     @property
     def quarantined(self) -> int:
-        return sum(exposure.over for exposure in self._exposures.values())
-
-    @property
-    def claimed(self) -> bool:
-        return any(exposure.claims for exposure in self._exposures.values())
+        return len(self._exposures) - self.live
 
     def __len__(self) -> int:
         return len(self._exposures)
@@ -93,6 +90,7 @@ class Leases:
 
     def expose(self, exposure: Exposure) -> None:
         self._exposures[exposure.key] = exposure
+        self.live += 1
         exposure.front.moved(OperationStatus.INITIALIZED)
         self._arm(exposure)
 
@@ -121,6 +119,7 @@ class Leases:
     def abandon(self) -> None:
         """The agent goes: whatever is still claimed is released with it."""
         for exposure in list(self._exposures.values()):
+            self.claims -= len(exposure.claims)
             exposure.claims.clear()
             if not exposure.over:
                 self._end(exposure, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"), Reason.CANCELLED)
@@ -139,6 +138,7 @@ class Leases:
         claim = (peer.identity, message.claim)
         if claim not in exposure.claims:
             exposure.claims[claim] = time.monotonic() + message.seconds + GRACE_S
+            self.claims += 1
             exposure.front.moved(OperationStatus.IN_PROGRESS)
             self._arm(exposure)
         peer.seen.update(region.id for region in exposure.record.regions)
@@ -146,8 +146,8 @@ class Leases:
 
     def done(self, message: Message, peer: Peer) -> bool:
         """False when that peer holds no such claim: nobody completes what another one claimed."""
-        exposure = self._exposures.get(message.key)
-        if exposure is None or exposure.claims.pop((peer.identity, message.claim), None) is None:
+        exposure = self._unclaim(message, peer)
+        if exposure is None:
             return False
         exposure.completed += 1
         if exposure.over:
@@ -159,8 +159,8 @@ class Leases:
         return True
 
     def ended(self, message: Message, peer: Peer) -> bool:
-        exposure = self._exposures.get(message.key)
-        if exposure is None or exposure.claims.pop((peer.identity, message.claim), None) is None:
+        exposure = self._unclaim(message, peer)
+        if exposure is None:
             return False
         if message.reason is Reason.CANCELLED:
             error: TransferError = Cancelled(f"{peer.identity} cancelled")
@@ -174,10 +174,22 @@ class Leases:
     def peer_lost(self, peer: Peer, why: str) -> None:
         for exposure in list(self._exposures.values()):
             mine = [claim for claim in exposure.claims if claim[0] == peer.identity]
-            for claim in mine:
-                del exposure.claims[claim]
+            self._lapse(exposure, mine)
             if mine:
                 self._claim_failed(exposure, PeerLost(f"{peer.identity} is gone: {why}"))
+
+    def _unclaim(self, message: Message, peer: Peer) -> Exposure | None:
+        """The exposure on which that peer held that claim until now."""
+        exposure = self._exposures.get(message.key)
+        if exposure is None or (peer.identity, message.claim) not in exposure.claims:
+            return None
+        self._lapse(exposure, [(peer.identity, message.claim)])
+        return exposure
+
+    def _lapse(self, exposure: Exposure, claims: list[tuple[str, int]]) -> None:
+        self.claims -= len(claims)
+        for claim in claims:
+            del exposure.claims[claim]
 
     def _objection(self, message: Message, peer: Peer) -> Reason | None:
         exposure = self._exposures.get(message.key)
@@ -220,8 +232,7 @@ class Leases:
                 error = DeadlineExceeded(f"{late[0][0]} did not finish writing in its time")
                 self._end(exposure, OperationStatus.ERRORED, error, Reason.DEADLINE)
             return
-        for claim in late:
-            del exposure.claims[claim]
+        self._lapse(exposure, late)
         if late:
             self._claim_failed(exposure, DeadlineExceeded(f"{late[0][0]} did not finish reading in its time"))
         elif not exposure.over:
@@ -251,6 +262,7 @@ class Leases:
 
     def _end(self, exposure: Exposure, status: OperationStatus, error: TransferError | None, past: Reason) -> None:
         exposure.over = True
+        self.live -= 1
         self._past[exposure.key] = past
         while len(self._past) > _REMEMBERED:
             self._past.popitem(last=False)
@@ -258,7 +270,7 @@ class Leases:
         self._tally.exposures[outcome] = self._tally.exposures.get(outcome, 0) + 1
         if not exposure.claims:
             exposure.hold.release()  # before anybody hears of the end, so that who does finds the memory free
-        exposure.front.ended(status, error)
+        exposure.front.ended(status, error, released=not exposure.claims)
         self._settle(exposure)
 
     def _settle(self, exposure: Exposure) -> None:

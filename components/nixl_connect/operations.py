@@ -34,8 +34,8 @@ class Operation:
         self._do = do
         self.buffers = buffers
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._released: asyncio.Future[None] = self._loop.create_future()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._is_released = False
         self._status = OperationStatus.UNINITIALIZED
         self._error: TransferError | None = None
         self._began = time.perf_counter()
@@ -69,14 +69,26 @@ class Operation:
     async def wait_for_completion(self) -> Self:
         """Wait for the end. Raises the operation's ``TransferError`` unless it completed. Any number may wait;
         giving up waiting does not cancel the operation."""
-        await asyncio.shield(self._ended)
+        await self._until(lambda: self._status.is_terminal)
         if self._error is not None:
             raise self._error.with_traceback(None)
         return self
 
     async def wait_for_release(self) -> None:
         """Wait until no transfer of this operation can touch the buffers any more, here or from the other side."""
-        await asyncio.shield(self._released)
+        await self._until(lambda: self._is_released)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _cancel(self, core: Core) -> None:
         raise NotImplementedError
@@ -87,16 +99,18 @@ class Operation:
         if may_move(self._status, status):
             self._status = status
 
-    def ended(self, status: OperationStatus, error: TransferError | None) -> None:
-        if self._status.is_terminal:
-            return
-        self._seconds = time.perf_counter() - self._began
-        self._error = error
-        self._status = status
-        deliver(self._loop, lambda: _resolve(self._ended))
+    def ended(self, status: OperationStatus, error: TransferError | None, *, released: bool) -> None:
+        if not self._status.is_terminal:
+            self._seconds = time.perf_counter() - self._began
+            self._error = error
+            self._is_released = released
+            self._status = status
+            deliver(self._loop, self._wake)
 
     def released(self) -> None:
-        deliver(self._loop, lambda: _resolve(self._released))
+        if not self._is_released:
+            self._is_released = True
+            deliver(self._loop, self._wake)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +123,7 @@ class Operation:
 
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
-        await asyncio.shield(self._ended)
+        await self._until(lambda: self._status.is_terminal)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._status.name} {self.bytes} bytes>"
@@ -208,8 +222,3 @@ class WriteOperation(ActiveOperation):
     def _post(self, core: Core, ready: list[int]) -> None:
         if self.transfer is not None:
             core.transfers.post(self.transfer, ready)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -85,7 +85,7 @@ class Transfer:
         self.posting = self.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
         self.unposted: set[int] = set(range(len(self.buffers)))
         self.waiting: list[list[int]] = [] if staged else [list(range(len(self.buffers)))]
-        self.handles: list[Any] = []
+        self.handles: set[Any] = set()
         self.timers: list[Timer] = []
 
     @property
@@ -118,21 +118,18 @@ class Transfers:
         self._numbers = itertools.count(1)
         self._introduction = agent.metadata()
 
-    @property
-    def in_flight(self) -> int:
-        return sum(not transfer.over for transfer in self._transfers.values())
+        self._moving: dict[Any, Transfer] = {}
+        """NIXL's handle → whose it is, for every handle that is not known to be terminal"""
+        self.in_flight = 0
+        """Transfers whose operation has not ended."""
 
     @property
     def quarantined(self) -> int:
-        return sum(transfer.over for transfer in self._transfers.values())
+        return len(self._transfers) - self.in_flight
 
     @property
     def handles(self) -> int:
-        return sum(len(transfer.handles) for transfer in self._transfers.values())
-
-    @property
-    def moving(self) -> bool:
-        return any(transfer.handles for transfer in self._transfers.values())
+        return len(self._moving)
 
     def __len__(self) -> int:
         return len(self._transfers)
@@ -151,6 +148,7 @@ class Transfers:
         """Claim, and post what may be posted. The transfer releases ``hold`` when nothing can touch the buffers."""
         transfer = Transfer(next(self._numbers), record, peer, hold, deadline, front, staged)
         self._transfers[transfer.key, transfer.number] = transfer
+        self.in_flight += 1
         front.moved(OperationStatus.INITIALIZED)
         transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
         self._claim(transfer, again=False)
@@ -182,9 +180,8 @@ class Transfers:
         for transfer in list(self._transfers.values()):
             if not transfer.over:
                 self._end(transfer, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"))
-            for handle in transfer.handles:
+            for handle in list(transfer.handles):
                 self._release(handle, transfer)
-            transfer.handles.clear()
             self._settle(transfer)
 
     # what the peer says
@@ -226,24 +223,24 @@ class Transfers:
 
     def poll(self) -> bool:
         happened = False
-        for transfer in [item for item in self._transfers.values() if item.handles]:
-            for handle in list(transfer.handles):
-                try:
-                    progress = self._agent.check(handle, transfer.peer.identity)
-                except TransferError as error:
-                    self._broke(transfer, handle, error)
-                    happened = True
-                    continue
-                if progress is not Progress.MOVING:
-                    happened = True
-                    self._terminal(transfer, handle, progress)
+        for handle, transfer in list(self._moving.items()):
+            if handle not in self._moving:
+                continue
+            try:
+                progress = self._agent.check(handle, transfer.peer.identity)
+            except TransferError as error:
+                self._broke(transfer, handle, error)
+                happened = True
+                continue
+            if progress is not Progress.MOVING:
+                happened = True
+                self._terminal(transfer, handle, progress)
         return happened
 
     def _terminal(self, transfer: Transfer, handle: Any, progress: Progress) -> None:
         if progress is Progress.FAILED:
             self._broke(transfer, handle, BackendFailed("the backend reports a failed transfer"))
             return
-        transfer.handles.remove(handle)
         self._release(handle, transfer)
         if transfer.over:
             self._settle(transfer)
@@ -251,8 +248,7 @@ class Transfers:
             self._maybe_complete(transfer)
 
     def _broke(self, transfer: Transfer, handle: Any | None, error: TransferError) -> None:
-        if handle is not None and handle in transfer.handles:
-            transfer.handles.remove(handle)
+        if handle is not None:
             self._release(handle, transfer)
         if not transfer.over:
             self._end(transfer, OperationStatus.ERRORED, error)
@@ -304,7 +300,8 @@ class Transfers:
         except TransferError as error:
             self._broke(transfer, None, error)
             return
-        transfer.handles.append(handle)
+        transfer.handles.add(handle)
+        self._moving[handle] = transfer
         try:
             progress = self._agent.post(handle, identity)
         except TransferError as error:
@@ -330,6 +327,7 @@ class Transfers:
 
     def _end(self, transfer: Transfer, status: OperationStatus, error: TransferError | None) -> None:
         transfer.over = True
+        self.in_flight -= 1
         for timer in transfer.timers:
             timer.cancel()
         transfer.waiting.clear()
@@ -343,7 +341,7 @@ class Transfers:
             transfer.claimed = False
         if not transfer.handles:
             transfer.hold.release()  # before anybody hears of the end, so that who does finds the memory free
-        transfer.front.ended(status, error)
+        transfer.front.ended(status, error, released=not transfer.handles)
         if isinstance(error, Cancelled | ConnectorClosed):
             transfer.reason = Reason.CANCELLED
         elif isinstance(error, DeadlineExceeded):
@@ -360,6 +358,8 @@ class Transfers:
         transfer.front.released()
 
     def _release(self, handle: Any, transfer: Transfer) -> None:
+        transfer.handles.discard(handle)
+        self._moving.pop(handle, None)
         try:
             self._agent.release(handle, transfer.peer.identity)
         except TransferError:
