@@ -27,6 +27,7 @@ help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
+	@echo "$(BIN)/triptych is ready"
 
 demo: $(RUNTIME) ## start everything, ask about a picture, show the way the request took
 	@exec $(BIN)/triptych demo $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)

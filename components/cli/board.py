@@ -31,7 +31,7 @@ class Board:
     def open(self) -> None:
         """Shows the live table, where the output is a terminal."""
         if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=8)
+            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=4)
             self._live.start()
 
     def close(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from components.cli import way
@@ -20,6 +22,11 @@ def curl(url: str, model: str) -> str:
     """A request to copy into another terminal."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}
     return f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n    -d '{json.dumps(body)}'"
+
+
+def _command() -> str:
+    """How this program was called: ``make demo`` calls it by its path, for it is not on the user's PATH."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "triptych" else "triptych"
 
 
 def session(board: Board, once: bool) -> Callable[[Supervisor], Coroutine[Any, Any, int]]:
@@ -45,7 +52,7 @@ def session(board: Board, once: bool) -> Callable[[Supervisor], Coroutine[Any, A
             console.print(way.table(answer.hops))
         if not once:
             board.say(f"\n{stack.url} goes on answering until Ctrl-C; another question:", "bold green")
-            board.say(f"  triptych chat --url {stack.url} --image {picture} 'How many shapes are there?'")
+            board.say(f"  {_command()} chat --url {stack.url} --image {picture} 'How many shapes are there?'")
             board.say(curl(stack.url, stack.topology.model.name))
         return 0
 

@@ -80,7 +80,12 @@ class Supervisor:
 
     async def start(self) -> Literal[True]:
         """Starts everything and returns once requests are answered; raises StartError."""
-        self._make_folder()
+        try:
+            self._make_folder()
+        except OSError as error:
+            raise StartError(
+                f"{error.filename}: {error.strerror}; start it in a folder that can be written to"
+            ) from error
         await self._start_servers()
         # All at once: most of a role's start is Python importing, which needs no other role.
         for slot in self.slots:
@@ -196,7 +201,8 @@ class Supervisor:
         status = await child.wait()
         self.board.set(slot.name, "failed")
         last = "\n".join(f"  {line}" for line in child.lines)
-        raise StartError(f"{slot.name} ended with {describe_end(status)} while starting; its last lines:\n{last}")
+        end = f"{slot.name} ended with {describe_end(status)} while starting"
+        raise StartError(f"{end}; its last lines:\n{last}\nall lines of all roles: {self.log_file}")
 
     async def _keep(self, slot: Slot) -> None:
         """Starts the slot's process again each time it dies."""

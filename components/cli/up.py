@@ -81,9 +81,11 @@ async def run_stack(topology: Topology, board: Board, verbose: bool, session: Se
         board.say("draining (once more to end at once)", "dim")
         if await _until(signals.second, supervisor.drain()) is None:
             board.say("ended at once", "yellow")
+        else:
+            board.say("stopped", "dim")
         return status or 0
     except StartError as error:
-        board.say(f"{error}\nall of it: {supervisor.log_file}", "red")
+        board.say(str(error), "red")
         return 1
     finally:
         await supervisor.kill()

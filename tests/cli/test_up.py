@@ -185,3 +185,11 @@ def test_run_is_one_role_that_drains_on_sigterm(start: Up, monkeypatch: pytest.M
     stack.send(signal.SIGTERM)
     assert stack.end() == 0
     assert "drained" in stack.output
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(start: Up, folder: Path) -> None:
+    (folder / ".triptych").write_text("not a folder")
+    stack = start("up", *ports())
+    assert stack.end() == 1
+    (line,) = stack.lines
+    assert "start it in a folder that can be written to" in line
