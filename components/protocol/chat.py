@@ -41,7 +41,11 @@ class ChatRequest(Message):
 
 
 class TextDelta(Message, tag="text"):
-    """More of the answer; never empty, always whole characters. ``tokens`` is how many tokens it stands for."""
+    """More of the answer; never empty, always whole characters.
+
+    ``tokens`` is how many tokens it stands for: 0 for text that was held back (it could have become a stop string, or a
+    whole character) and whose tokens came with an earlier piece.
+    """
 
     text: str
     tokens: int
