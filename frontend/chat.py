@@ -28,7 +28,7 @@ from frontend.api_types import (
     PromptTokensDetails,
     TraceReport,
 )
-from frontend.errors import from_call
+from frontend.errors import ApiError, from_call
 from frontend.images import ImageShelf
 from frontend.sse import DONE, ChunkWriter, EventStream, event
 from frontend.validate import chat_request, client_param, image_references
@@ -100,8 +100,12 @@ class ChatResponse(Response):
             detail.param = client_param(detail.param, str(detail.code), self._images)
             if not stream.started:
                 raise failure from error
-            metrics.ERRORS.labels(detail.code).inc()
-            await stream.write(event(failure.json()) + DONE, more=False)
+            await _break_off(stream, failure)
+        except Exception as error:
+            # A bug of ours: whoever reads a stream is told, then it goes where all bugs go.
+            if stream.started:
+                await _break_off(stream, from_call(CallError(ErrorCode.INTERNAL, repr(error)), self._context.id))
+            raise
 
     async def _stream(self, stream: EventStream, first: ChatItem, items: AsyncGenerator[ChatItem, None]) -> None:
         include_usage = self._request.stream_options is not None and bool(self._request.stream_options.include_usage)
@@ -159,6 +163,11 @@ class ChatResponse(Response):
         return TraceReport(id=self._context.id, hops=[*hops(self._trace), *done.hops, *hops(end)])
 
 
+async def _break_off(stream: EventStream, failure: ApiError) -> None:
+    metrics.ERRORS.labels(failure.body.error.code).inc()
+    await stream.write(event(failure.json()) + DONE, more=False)
+
+
 class _TokenClock:
     """Times pieces of text: the first from the request's arrival, the others from the one before."""
 
@@ -170,7 +179,8 @@ class _TokenClock:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         if self.first_seconds:
-            metrics.NEXT_TOKEN.observe(seconds / tokens)
+            # What was held back to the end stands for no token of its own.
+            metrics.NEXT_TOKEN.observe(seconds / max(1, tokens))
         else:
             self.first_seconds = seconds
             metrics.FIRST_TOKEN.observe(seconds)

@@ -46,10 +46,8 @@ class ImageShelf:
                 if reference.url[:5].lower() != "data:":
                     sources.append(UrlImage(url=reference.url))
                     continue
-                with trace.step("expose image") as step:
-                    source = await self._expose(reference, seconds, stack)
-                    step.bytes = source.size
-                sources.append(source)
+                with trace.step("expose image"):
+                    sources.append(await self._expose(reference, seconds, stack))
             yield sources
 
     async def _expose(self, reference: ImageReference, seconds: float, stack: AsyncExitStack) -> BufferImage:

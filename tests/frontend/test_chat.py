@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -325,6 +326,45 @@ async def test_an_error_after_the_first_token_is_an_event(stack: Stack) -> None:
     assert done == "[DONE]"
     response = await stack.http.post("/v1/chat/completions", json=body("Hi"))
     assert response.status_code == 503
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_text_held_back_to_the_end(stack: Stack, stream: bool) -> None:
+    """A cut character and the beginning of a stop string, both in the same piece as certain text."""
+
+    async def cut(request: GenerateRequest, context: Context) -> AsyncIterator[GenerateItem]:
+        vocabulary = stack.decoder.tokenizer.get_vocab()
+        yield Started(prompt_tokens=1)
+        yield Tokens(ids=(*stack.decoder.tokenizer.encode("one tw").ids, vocabulary["â"]))
+        yield GenerateDone(finish_reason="length", usage=Usage(prompt_tokens=1, completion_tokens=3))
+
+    stack.decoder.script = cut
+    response = await stack.http.post("/v1/chat/completions", json=body("Hi", stream=stream, stop="two"))
+    assert response.status_code == 200
+    if stream:
+        *chunks, end, done = events(response.text)
+        text = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
+        assert (end["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    else:
+        text = response.json()["choices"][0]["message"]["content"]
+    assert text == "one tw\ufffd"
+
+
+async def test_a_bug_in_the_middle_of_a_stream_is_told_too(stack: Stack) -> None:
+    with patch("frontend.sse.ChunkWriter.finish", side_effect=ValueError("secret")):
+        response = await stack.http.post("/v1/chat/completions", json=body("Hi", stream=True))
+    *_, error, done = events(response.text)
+    assert (error["error"]["code"], error["error"]["type"], done) == ("internal", "server_error", "[DONE]")
+    assert "secret" not in error["error"]["message"]
+
+
+async def test_a_bug_before_the_first_byte(stack: Stack) -> None:
+    with patch("frontend.chat.chat_request", side_effect=ValueError("secret")):
+        response = await stack.http.post("/v1/chat/completions", json=body("Hi"))
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["code"] == "internal" and response.headers["x-request-id"] in error["message"]
+    assert "secret" not in response.text
 
 
 async def test_which_picture_was_wrong(stack: Stack) -> None:

@@ -41,7 +41,8 @@ async def test_bytes_lie_in_the_pool_while_the_block_runs(shelf: ImageShelf) -> 
         assert sources[3] == UrlImage(url="https://example.invalid/")
         assert shelf.connector.counters().leases == 3
         assert shelf.pool.used >= 301_001
-    assert [step.bytes for step in trace.steps] == [1, 1000, 300_000]
+    # Nothing has moved: the encode worker counts the bytes it reads.
+    assert [(step.name, step.bytes) for step in trace.steps] == [("expose image", 0)] * 3
     await until(lambda: shelf.pool.used == 0)
 
 
