@@ -45,6 +45,8 @@ async def serving(app: ASGIApp, listener: socket.socket, drain_seconds: float) -
         access_log=False,
         log_config=None,
         server_header=False,
+        # Longer than clients keep idle connections, so that it is they who close and no request meets a closing one.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     server = _Server(config)
