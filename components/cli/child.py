@@ -98,7 +98,8 @@ class Child:
             self._take(rest)
 
     def _take(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip("\r")
+        # A progress bar draws itself over and over in one line; the last drawing says it all.
+        text = line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]
         self.lines.append(text)
         self._write(text)
 

@@ -156,6 +156,14 @@ def test_two_stacks_side_by_side_need_only_another_http_port(start: Up) -> None:
     assert len(first.processes()) == 8
 
 
+def test_servers_that_the_settings_name_are_not_started(start: Up) -> None:
+    servers = ("--set", "nats.servers=nats://127.0.0.1:1", "--set", "etcd.endpoints=127.0.0.1:2")
+    stack = start("up", "--port", str(free_port()), *servers)
+    stack.wait_for("answers for model")
+    assert len(stack.processes()) == 6  # triptych and five roles
+    assert not any("nats-server" in command or "etcd" in command for command in stack.processes().values())
+
+
 def test_settings_reach_every_role_with_its_threads(start: Up, folder: Path) -> None:
     stack = start("up", "-v", "--set", "decode.max_batch=7", "--set", "decode.threads=3", *ports())
     stack.wait_for("answers for model")
