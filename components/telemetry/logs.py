@@ -7,7 +7,7 @@ import sys
 import time
 
 # They tell of every request at "info"; what of that matters our own lines say.
-_TALKATIVE = ("httpx", "httpcore", "nats", "uvicorn.access", "transformers", "asyncio")
+_TALKATIVE = ("httpx", "httpx2", "httpcore", "httpcore2", "nats", "uvicorn.access", "transformers", "asyncio")
 
 
 def setup(level: str) -> None:
