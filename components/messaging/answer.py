@@ -14,7 +14,7 @@ import msgspec
 from components.messaging.context import Context
 from components.messaging.errors import MESSAGE_LIMIT, CallError, encode_error
 from components.messaging.frames import END, ERROR, HEADROOM, ITEM, LAST, RESULT, WINDOW, pack, pack_sent
-from components.messaging.links import Links
+from components.messaging.links import CALLER_BEATS, Links
 from components.messaging.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Caller:
         self.wire = wire
         self.frames_to = f"{inbox}.f"
         self.answers: dict[int, Answer] = {}
-        self.link = links.open(self.frames_to, beat=self._beat, lost=self._lost)
+        self.link = links.open(self.frames_to, CALLER_BEATS, beat=self._beat, lost=self._lost)
         self._links = links
         self._inbox = inbox
         self._subject = subject

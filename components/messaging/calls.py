@@ -26,7 +26,7 @@ from components.messaging.frames import (
     unpack_calls,
     unpack_sent,
 )
-from components.messaging.links import BEAT, LOSS_BEATS, Links
+from components.messaging.links import BEAT, CALLEE_BEATS, Links
 from components.messaging.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class _Callee:
     def __init__(self, owner: Calls, subject: str) -> None:
         self.subject = subject
         self.calls: dict[int, Call] = {}
-        self.link = owner.links.open(subject, beat=self._beat, lost=self._lost)
+        self.link = owner.links.open(subject, CALLEE_BEATS, beat=self._beat, lost=self._lost)
 
     def _beat(self) -> bytes:
         for call in self.calls.values():
@@ -130,7 +130,7 @@ class _Callee:
         return pack_taken([(number, call.received, call.allowed) for number, call in self.calls.items()])
 
     def _lost(self) -> None:
-        message = f"{self.subject} stopped answering ({LOSS_BEATS * BEAT:g} s without a sign of life)"
+        message = f"{self.subject} stopped answering ({CALLEE_BEATS * BEAT:g} s without a sign of life)"
         for call in list(self.calls.values()):
             call.fail(CallError("peer_lost", message, stage=call.stage, retryable=True))
 

@@ -11,9 +11,12 @@ from components.messaging.wire import Wire
 BEAT = 0.25
 """Seconds between heartbeats."""
 
-LOSS_BEATS = 6
-"""A peer silent for so many beats is lost. Counted in our own beats, not in seconds: when this process stalls, the
+CALLEE_BEATS = 6
+"""A callee silent for so many beats is lost. Counted in our own beats, not in seconds: when this process stalls, the
 peer's frames wait unread in the socket, and a clock would take our own silence for theirs."""
+
+CALLER_BEATS = 12
+"""The same for a caller. Nobody waits for that news, so a caller that only stalls gets longer."""
 
 REFUSED_BEATS = 2
 """A peer whose subject nobody has subscribed to for so many beats is lost: its process has gone."""
@@ -21,7 +24,7 @@ REFUSED_BEATS = 2
 
 @dataclass(eq=False)
 class Link:
-    """``beat`` returns the heartbeat to send, ``lost`` is called once when the peer is given up.
+    """``beat`` returns the heartbeat to send; ``lost`` is called once, when ``patience`` beats brought no sign of life.
 
     ``to`` is the subject on which the peer hears us; ``token`` names this link in the reply subject of what we send,
     which is where NATS tells us that nobody listens.
@@ -29,6 +32,7 @@ class Link:
 
     to: str
     token: str
+    patience: int
     beat: Callable[[], bytes]
     lost: Callable[[], None]
     silent: int = field(default=0, init=False)
@@ -48,7 +52,7 @@ class Link:
         self.silent += 1
         self._refused_beats = self._refused_beats + 1 if self._refused else 0
         self._refused = False
-        return self.silent > LOSS_BEATS or self._refused_beats >= REFUSED_BEATS
+        return self.silent > self.patience or self._refused_beats >= REFUSED_BEATS
 
     def forgive(self) -> None:
         """Start counting anew: the silence was ours."""
@@ -68,8 +72,8 @@ class Links:
     def __len__(self) -> int:
         return len(self._links)
 
-    def open(self, to: str, *, beat: Callable[[], bytes], lost: Callable[[], None]) -> Link:
-        link = Link(to, f"l{next(self._numbers)}", beat, lost)
+    def open(self, to: str, patience: int, *, beat: Callable[[], bytes], lost: Callable[[], None]) -> Link:
+        link = Link(to, f"l{next(self._numbers)}", patience, beat, lost)
         self._links[link.token] = link
         return link
 
@@ -93,7 +97,7 @@ class Links:
 
     def reconnected(self) -> None:
         """NATS is back: nobody could be heard while it was gone, and what was under way then may be lost."""
-        self._grace = LOSS_BEATS
+        self._grace = CALLEE_BEATS
         for link in list(self._links.values()):
             link.forgive()
             self.send(link, link.beat())

@@ -116,8 +116,9 @@ class Wire:
                 subject, payload, reply, headers = self._queue[0]
                 try:
                     await self._client.publish(subject, payload, reply, headers)
-                except NatsError as error:
-                    # Nothing here is worth the sender's life: what must arrive is asked for again.
+                except (NatsError, ValueError) as error:
+                    # No message is worth the sender's life: what must arrive is asked for again. (A ValueError is
+                    # text that cannot be encoded, in a header.)
                     log.error("message for %s not sent: %r", subject, error)
                 self._queue.popleft()
             self._idle.set()
