@@ -92,7 +92,7 @@ class Panel:
         async def status(request: StatusRequest, context: Context) -> Status:
             return Status(held=held())
 
-        operations = {**operations, "status": operation(StatusRequest, status)}
+        operations = {**operations, "status": operation(StatusRequest, status, inner=True)}
         self._service = await self.bus.serve(self.subject, stage=self.role, operations=operations, capacity=limit)
         value = msgspec.json.encode(instance)
         self._registration = await self.registry.register(self.role, self.id, value, ttl=_LEASE_SECONDS)

@@ -114,8 +114,9 @@ class Peers:
                     return
                 except CallError as error:
                     tried.add(instance.id)
-                    if begun or not self._another_may_help(instance, error, tried):
+                    if not self._another_may_help(instance, error, tried) or begun:
                         raise
+                    log.info("%s failed, trying another: %s", instance.id, error)
 
     async def attempt(self, call: Callable[[Instance], Awaitable[T]]) -> T:
         """What ``call`` makes of one of them; of another one after an error that it may not have.
@@ -131,6 +132,7 @@ class Peers:
                     tried.add(instance.id)
                     if not self._another_may_help(instance, error, tried):
                         raise
+                    log.info("%s failed, trying another: %s", instance.id, error)
 
     def _another_may_help(self, instance: Instance, error: CallError, tried: Collection[str]) -> bool:
         # An error from further down was already tried elsewhere by the panel next to it: trying again at every level
@@ -139,10 +141,7 @@ class Peers:
             return False
         if error.code in _GONE:
             self.drop(instance.id)
-        if not error.retryable or len(tried) >= _TRIES or all(each.id in tried for each in self.instances):
-            return False
-        log.info("%s failed, trying another: %s", instance.id, error)
-        return True
+        return error.retryable and len(tried) < _TRIES and any(each.id not in tried for each in self.instances)
 
     def _choose(self, exclude: Collection[str]) -> Instance:
         instances = [each for each in self.instances if each.id not in exclude]
