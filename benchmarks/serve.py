@@ -200,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.url:
         result = asyncio.run(measure(options.url, topology, **measuring))
     else:
-        with running_stack(options.config) as url:
-            result = asyncio.run(measure(url, topology, **measuring))
+        with running_stack(options.config) as stack:
+            result = asyncio.run(measure(stack.url, topology, **measuring))
     result["settings"] = {**measuring, "threads": topology.decode.threads, "machine": platform.processor()}
     print(report(result))
     if options.json:

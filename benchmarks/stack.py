@@ -5,32 +5,37 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from components.runtime.servers import free_port
 
 READY = re.compile(r"(http://\S+) answers for model")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@dataclass(frozen=True)
+class Stack:
+    """A running stack: its HTTP address, and where its NATS (``nats://…``) and etcd (``host:port``) answer."""
+
+    url: str
+    nats: str
+    etcd: str
 
 
 @contextlib.contextmanager
-def running_stack(config: Path | None = None, sets: Sequence[str] = (), *, cwd: Path | None = None) -> Iterator[str]:
-    """The URL of a stack that ``triptych up`` started and that answers; drained on leaving.
+def running_stack(config: Path | None = None, sets: Sequence[str] = (), *, cwd: Path | None = None) -> Iterator[Stack]:
+    """A stack that ``triptych up`` started and that answers; drained on leaving.
 
     Raises RuntimeError with what it printed when it does not come up, or does not end with status 0.
     """
-    ports = dict.fromkeys(("frontend.port", "nats.port", "etcd.port", "etcd.peer_port"))
-    settings = [*(f"{name}={free_port()}" for name in ports), *sets]
+    http, nats, etcd, peer = (free_port() for _ in range(4))
+    ports = {"frontend.port": http, "nats.port": nats, "etcd.port": etcd, "etcd.peer_port": peer}
     command = [sys.executable, "-m", "components.cli", "up"]
     command += ["-c", str(config)] if config else []
-    for setting in settings:
+    for setting in (*(f"{name}={port}" for name, port in ports.items()), *sets):
         command += ["--set", setting]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
     printed: list[str] = []
@@ -38,11 +43,11 @@ def running_stack(config: Path | None = None, sets: Sequence[str] = (), *, cwd: 
         assert process.stdout is not None
         for line in process.stdout:
             printed.append(line)
-            if found := READY.search(line):
-                yield found[1]
+            if READY.search(line):
                 break
         else:
             raise RuntimeError("the stack did not start:\n" + "".join(printed))
+        yield Stack(f"http://127.0.0.1:{http}", f"nats://127.0.0.1:{nats}", f"127.0.0.1:{etcd}")
     finally:
         process.send_signal(signal.SIGTERM)
         printed += process.communicate()[0].splitlines(keepends=True)

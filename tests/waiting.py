@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def until(condition: Callable[[], bool], state: Callable[[], Any], within: float = 10.0) -> None:
-    """Look every few milliseconds; fails with ``state()`` when the condition does not come about ``within`` seconds."""
+async def until(
+    condition: Callable[[], bool | Awaitable[bool]], state: Callable[[], Any], within: float = 10.0
+) -> None:
+    """Look fifty times a second; fails with ``state()`` when the condition does not come about ``within`` seconds."""
     deadline = asyncio.get_running_loop().time() + within
-    while not condition():
+    while True:
+        answer = condition()
+        if answer if isinstance(answer, bool) else await answer:
+            return
         assert asyncio.get_running_loop().time() < deadline, f"still, after {within} s: {state()}"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)

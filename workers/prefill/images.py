@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from components.engines.base import EmbeddingFormat, EngineError, ImageRows
-from components.messaging import Bus, Context
+from components.messaging import Bus, CallError, Context
 from components.nixl_connect import Connector, Pool, PoolExhausted, RdmaMetadata, Slot
 from components.protocol import Embedding, EncodeRequest, Hop
 from components.runtime import Peers
@@ -36,8 +36,12 @@ class ImageReader:
         self._format = format
         self._deadline = deadline
 
-    async def read(self, request: EncodeRequest, tokens: asyncio.Future[int], context: Context) -> ReadImage:
+    async def read(
+        self, index: int, request: EncodeRequest, tokens: asyncio.Future[int], context: Context
+    ) -> ReadImage:
         """Another encode instance is tried when one dies or fails for a reason of its own. Raises CallError.
+
+        ``index`` is the picture's place in the request, for errors to name it.
 
         ``tokens`` is set as soon as an encode worker has answered, before the rows are here: from then on the length of
         the prompt is known.
@@ -47,7 +51,12 @@ class ImageReader:
             with as_call_errors():
                 return await self._read(subject, request, tokens, context)
 
-        return await self._encoders.attempt(lambda encoder: attempt(encoder.subject))
+        try:
+            return await self._encoders.attempt(lambda encoder: attempt(encoder.subject))
+        except CallError as error:
+            if error.code.startswith("image_"):
+                error.param = f"images.{index}"
+            raise
 
     async def _read(
         self, subject: str, request: EncodeRequest, tokens: asyncio.Future[int], context: Context

@@ -43,8 +43,8 @@ class PrefillService:
         trace = Trace("prefill")
         counts = [asyncio.get_running_loop().create_future() for _ in request.images]
         reads = [
-            asyncio.create_task(self._images.read(EncodeRequest(model=self._model, image=image), count, context))
-            for image, count in zip(request.images, counts, strict=True)
+            asyncio.create_task(self._images.read(index, EncodeRequest(model=self._model, image=image), count, context))
+            for index, (image, count) in enumerate(zip(request.images, counts, strict=True))
         ]
         try:
             tokens = await asyncio.gather(*map(_count, counts, reads))
