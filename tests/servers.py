@@ -1,6 +1,7 @@
-"""Real NATS and etcd for tests, one of each for a test that asks for it, and the means to wait for what must come true.
+"""Real NATS and etcd for tests, and the means to wait for what must come true.
 
-A folder of tests that wants them says ``from tests.servers import etcd, nats`` in its ``conftest.py``.
+``nats`` and ``etcd`` are a test's own, to be stopped and started at will; ``shared_nats`` and ``shared_etcd`` run for
+the whole session. A folder of tests that wants them imports them into its ``conftest.py``.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from components.runtime.servers import EtcdServer, NatsServer, die_with_parent, free_port
+from components.runtime.servers import EtcdServer, NatsServer, Server, die_with_parent, free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +32,36 @@ async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
 async def etcd(tmp_path: Path) -> AsyncIterator[EtcdServer]:
     async with EtcdServer(free_port(), free_port(), tmp_path / "etcd") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    server = NatsServer(free_port(), tmp_path_factory.mktemp("nats"))
+    with _running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    server = EtcdServer(free_port(), free_port(), tmp_path_factory.mktemp("etcd"))
+    with _running(server):
+        yield server
+
+
+@contextmanager
+def _running(server: Server) -> Iterator[None]:
+    """On an event loop of its own: each test has another one. The thread must stay, the server dies with it."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name=server.name, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    try:
+        yield
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -1,3 +1,3 @@
-from tests.servers import etcd
+from tests.servers import etcd, shared_etcd
 
-__all__ = ["etcd"]
+__all__ = ["etcd", "shared_etcd"]

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
 from components.messaging import Bus, CallError, Context, Operation, operation
+from components.runtime.servers import NatsServer
+from tests.servers import until
 
 SUBJECT = "triptych.test.panel.one"
 STAGE = "panel"
@@ -96,6 +99,19 @@ class Example:
 
     async def refuse(self, request: Ask, context: Context) -> Text:
         raise CallError("image_undecodable", request.text, param="image")
+
+
+@asynccontextmanager
+async def fresh_bus(nats: NatsServer) -> AsyncIterator[Bus]:
+    """A bus that must have nothing left when the test is over: no call, no peer, no task."""
+    bus = await Bus.connect([nats.url], name="test")
+    yield bus
+    await until(lambda: bus.open_calls == 0 and bus.peers == 0 and _handlers() == [])
+    await bus.close()
+
+
+def _handlers() -> list[asyncio.Task[object]]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith(f"{STAGE}-")]
 
 
 async def _callee(url: str) -> None:

@@ -94,9 +94,9 @@ async def test_an_answer_of_another_type_is_an_error_and_ends_the_handler(caller
     assert "Text" in error.message
 
 
-async def test_another_protocol_version_is_refused(nats: NatsServer, callee: Bus) -> None:
+async def test_another_protocol_version_is_refused(shared_nats: NatsServer, callee: Bus) -> None:
     await callee.serve(SUBJECT, stage=STAGE, operations=Example().operations)
-    newer = await Bus.connect([nats.url], name="newer", version=2)
+    newer = await Bus.connect([shared_nats.url], name="newer", version=2)
     error = await failure(newer, "echo", Ask(1))
     await newer.close()
     assert (error.code, error.stage, error.retryable) == ("unavailable", STAGE, True)

@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,11 +14,23 @@ import pytest
 from components.messaging import Bus, CallError, Context
 from components.messaging.wire import Wire
 from components.runtime.servers import NatsServer
-from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text
+from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text, fresh_bus
 from tests.servers import process, until
 
 MODULE = "tests.messaging.example"
 ENDLESS = Ask(count=10**9, seconds=0.01)
+
+
+@pytest.fixture
+async def caller(nats: NatsServer) -> AsyncIterator[Bus]:
+    async with fresh_bus(nats) as bus:
+        yield bus
+
+
+@pytest.fixture
+async def callee(nats: NatsServer) -> AsyncIterator[Bus]:
+    async with fresh_bus(nats) as bus:
+        yield bus
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -63,11 +76,11 @@ async def test_a_short_freeze_harms_nobody(nats: NatsServer, caller: Bus) -> Non
 async def test_a_stalled_caller_does_not_take_its_own_silence_for_the_callees(nats: NatsServer, caller: Bus) -> None:
     async with process(MODULE, "callee", nats.url) as callee:
         assert await callee.line() == "ready"
-        example = caller.stream(SUBJECT, "count", Ask(300, seconds=0.01), reply=Item, context=Context.new(30))
+        example = caller.stream(SUBJECT, "count", Ask(150, seconds=0.01), reply=Item, context=Context.new(30))
         await anext(example)
         # Shorter than the callee's patience with us, which hears nothing meanwhile either.
         time.sleep(1.2)  # noqa: ASYNC251 - the blocked event loop is what is tested
-        assert len([item async for item in example]) == 299
+        assert len([item async for item in example]) == 149
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -33,9 +33,9 @@ headers = st.dictionaries(
 
 
 @pytest.fixture
-async def stranger(nats: NatsServer) -> AsyncIterator[Client]:
+async def stranger(shared_nats: NatsServer) -> AsyncIterator[Client]:
     client = Client()
-    await client.connect(nats.url)
+    await client.connect(shared_nats.url)
     yield client
     await client.close()
 

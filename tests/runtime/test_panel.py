@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -21,10 +22,12 @@ ASK = UrlImage(url="http://example/")
 """Any message will do."""
 
 
-@pytest.fixture
 def topology(nats: NatsServer, etcd: EtcdServer) -> Topology:
     return Topology(
-        namespace="test", nats=Nats(servers=(nats.url,)), etcd=Etcd(endpoints=(etcd.endpoint,)), drain_seconds=10.0
+        namespace=f"test-{uuid.uuid4().hex[:8]}",
+        nats=Nats(servers=(nats.url,)),
+        etcd=Etcd(endpoints=(etcd.endpoint,)),
+        drain_seconds=10.0,
     )
 
 
@@ -61,6 +64,7 @@ class Stage:
     def __init__(self, stack: AsyncExitStack, topology: Topology) -> None:
         self._stack = stack
         self._topology = topology
+        self.namespace = topology.namespace
         self.workers: dict[str, Worker] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -89,9 +93,9 @@ class Stage:
 
 
 @pytest.fixture
-async def stage(topology: Topology) -> AsyncGenerator[Stage, None]:
+async def stage(shared_nats: NatsServer, shared_etcd: EtcdServer) -> AsyncGenerator[Stage, None]:
     async with AsyncExitStack() as stack:
-        yield Stage(stack, topology)
+        yield Stage(stack, topology(shared_nats, shared_etcd))
 
 
 async def ask(peers: Peers) -> str:
@@ -104,7 +108,7 @@ async def test_an_instance_is_found_with_all_it_says_of_itself(stage: Stage) -> 
     await stage.start("a")
     await asyncio.wait_for(peers.until_ready(), 5)
     (instance,) = peers.instances
-    assert (instance.role, instance.id, instance.subject) == ("encode", "a", "triptych.test.encode.a")
+    assert (instance.role, instance.id, instance.subject) == ("encode", "a", f"triptych.{stage.namespace}.encode.a")
     assert (instance.model, instance.revision, instance.engine, instance.capacity) == ("m", "r", "e", 2)
     assert instance.pid == os.getpid()
     assert await ask(peers) == "a"
@@ -224,19 +228,21 @@ async def test_a_suspect_is_avoided_but_better_than_nobody(stage: Stage) -> None
     assert peers.ready
 
 
-async def test_restarts_of_nats_and_etcd_lose_no_request(stage: Stage, nats: NatsServer, etcd: EtcdServer) -> None:
-    peers = await stage.caller()
-    worker = await stage.start("a")
-    await asyncio.wait_for(peers.until_ready(), 5)
-    worker.hold.clear()
-    running = asyncio.create_task(ask(peers))
-    await until(lambda: worker.asked == 1)
-    await asyncio.gather(nats.restart(), etcd.restart())
-    later = asyncio.create_task(ask(peers))
-    worker.hold.set()
-    assert await running == "a"
-    assert await later == "a"
-    assert worker.asked == 2
+async def test_restarts_of_nats_and_etcd_lose_no_request(nats: NatsServer, etcd: EtcdServer) -> None:
+    async with AsyncExitStack() as stack:
+        stage = Stage(stack, topology(nats, etcd))
+        peers = await stage.caller()
+        worker = await stage.start("a")
+        await asyncio.wait_for(peers.until_ready(), 5)
+        worker.hold.clear()
+        running = asyncio.create_task(ask(peers))
+        await until(lambda: worker.asked == 1)
+        await asyncio.gather(nats.restart(), etcd.restart())
+        later = asyncio.create_task(ask(peers))
+        worker.hold.set()
+        assert await running == "a"
+        assert await later == "a"
+        assert worker.asked == 2
 
 
 async def test_ready_is_said_on_the_pipe_once_others_can_find_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
