@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +75,14 @@ class ChatResponse(Response):
         """Raises ``ApiError`` before the first byte; after it, errors are events of the stream."""
         stream = EventStream(send)
         try:
-            async with AsyncExitStack() as stack:
-                images = await stack.enter_async_context(
-                    self._backend.shelf.expose(self._images, self._context.remaining(), self._trace)
-                )
+            # To the end of the answer, not of the prefill: if a decode worker dies, the prompt is prefilled once more.
+            async with self._backend.shelf.expose(self._images, self._context.remaining(), self._trace) as images:
                 request = chat_request(self._request, images)
                 items: AsyncGenerator[ChatItem, None] = self._backend.processors.stream(
                     "chat", request, reply=ChatItem, context=self._context
                 )
                 async with aclosing(items):
                     first = await anext(items)
-                    # The prompt is prefilled, so nobody will read the pictures any more.
-                    await stack.aclose()
                     if self._request.stream:
                         await self._stream(stream, first, items)
                     else:

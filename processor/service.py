@@ -16,7 +16,6 @@ from components.protocol import (
     ChatItem,
     ChatRequest,
     ErrorCode,
-    GenerateItem,
     GenerateRequest,
     TextPart,
 )
@@ -24,6 +23,7 @@ from components.runtime import Panel, Peers
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
 from processor.answer import Answer
+from processor.continuation import generate
 from processor.gather import gather
 from processor.model_files import ModelFiles, load
 from processor.prompt import Prompt, Prompter
@@ -48,7 +48,7 @@ class ProcessorService:
         with trace.step("tokenize"):
             prompt = await self._prompt(request)
         room = self._max_context - len(prompt.token_ids)
-        generate = GenerateRequest(
+        asked = GenerateRequest(
             model=request.model,
             token_ids=prompt.token_ids,
             images=prompt.images,
@@ -56,7 +56,7 @@ class ProcessorService:
         )
         answer = Answer(self._files.tokenizer, request.stop, len(prompt.token_ids))
         busy = 0.0
-        items = self._decoders.stream("generate", generate, reply=GenerateItem, context=context)
+        items = generate(self._decoders, asked, context)
         # Leaving this block cancels what a stop string has made superfluous, or what nobody waits for any more.
         async with aclosing(items), aclosing(gather(items)) as batches:
             async for batch in batches:

@@ -142,14 +142,17 @@ class Reservation(Protocol):
 
 
 class DecodeEngine(Protocol):
-    """Holds KV that arrives from outside and decodes all requests in one continuous batch."""
+    """Holds KV that arrives from outside and decodes all requests in one continuous batch.
+
+    ``max_context`` is the most tokens of prompt and answer that the model, and the memory, can hold.
+    """
 
     max_context: int
 
     async def start(self) -> None: ...
 
-    def check(self, prompt_tokens: int, max_tokens: int) -> None:
-        """Raises EngineError ``prompt_too_long`` when the memory could never hold the request."""
+    def check(self, prompt_tokens: int) -> None:
+        """Raises EngineError ``prompt_too_long`` when there is no room for a single new token after the prompt."""
         ...
 
     async def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation:

@@ -36,7 +36,11 @@ ImageSource = UrlImage | BufferImage
 
 
 class Sampling(Message):
-    """How to choose the next token. ``temperature`` 0 is greedy; ``seed`` makes a sampled answer repeatable."""
+    """How to choose the next token. ``temperature`` 0 is greedy; ``seed`` makes a sampled answer repeatable.
+
+    ``drawn`` is how many tokens of the answer the prompt ends with already: an answer that a dead worker began is
+    continued by another, with the draws that the first would have made.
+    """
 
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     temperature: Annotated[float, msgspec.Meta(ge=0.0, le=2.0)] = 0.0
@@ -44,6 +48,7 @@ class Sampling(Message):
     seed: int = 0
     stop_token_ids: tuple[Count, ...] = ()
     ignore_eos: bool = False
+    drawn: Count = 0
 
 
 class Hop(Message):

@@ -127,15 +127,27 @@ def test_too_long_a_prompt(client: openai.OpenAI, stream: bool) -> None:
     assert refused.value.code == "prompt_too_long"
 
 
-async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: Inside) -> None:
+async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: Inside, reference: Reference) -> None:
     """The text alone fits; prefill finds out when the pictures are counted."""
-    models = (await http.get("/v1/models")).json()
-    context = models["data"][0].get("max_model_len", 8192)
-    body = {"model": "tiny-vl", "messages": turn("Hello", *[picture(1)] * 3), "max_tokens": context - 100}
-    response = await http.post("/v1/chat/completions", json=body)
+    context = reference.model.config.text_config.max_position_embeddings
+    word = len(reference.tokenizer(" word" * 100, add_special_tokens=False)["input_ids"]) // 100
+    text = " word" * ((context - 150) // word)
+    alone = {"model": "tiny-vl", "messages": turn(text), "max_tokens": 1}
+    assert (await http.post("/v1/chat/completions", json=alone)).status_code == 200
+    response = await http.post("/v1/chat/completions", json={**alone, "messages": turn(text, *[picture(1)] * 3)})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["code"] == "prompt_too_long"
     await inside.idle()
+
+
+async def test_a_large_max_tokens_means_what_there_is_room_for(http: httpx.AsyncClient, reference: Reference) -> None:
+    context = reference.model.config.text_config.max_position_embeddings
+    body = {"model": "tiny-vl", "messages": turn(" word" * (context - 400), picture(1)), "max_tokens": 10**6}
+    response = await http.post("/v1/chat/completions", json={**body, "ignore_eos": True})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["usage"]["total_tokens"] == context
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 async def test_bad_json_a_bad_field_and_a_body_over_the_limit(http: httpx.AsyncClient) -> None:

@@ -181,6 +181,23 @@ async def test_a_seed_repeats_and_another_differs(engines: Engines, reference: R
 
 
 @pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+async def test_an_answer_can_be_continued_from_its_beginning(
+    engines: Engines, reference: Reference, temperature: float
+) -> None:
+    """What another worker does when one dies in the middle of an answer."""
+    _, ids = ask(reference, "Tell me something.", 1)
+
+    def sampling(drawn: int) -> Sampling:
+        return Sampling(max_tokens=TOKENS - drawn, temperature=temperature, seed=5, ignore_eos=True, drawn=drawn)
+
+    whole = await engines.answer(ids, [picture(5)], sampling(0))
+    for begun in (1, 10):
+        rest = await engines.answer([*ids, *whole[:begun]], [picture(5)], sampling(begun))
+        assert whole[:begun] + rest == whole
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_reader_that_leaves_gives_everything_back(engines: Engines, reference: Reference) -> None:
     _, ids = ask(reference, "What do you see?", 0)
     long = Sampling(max_tokens=1000, temperature=0.0, ignore_eos=True)

@@ -257,7 +257,8 @@ async def test_hanging_up_before_the_first_token(stack: Stack, stream: bool) -> 
     await stack.idle()
 
 
-async def test_pictures_are_let_go_with_the_first_token(stack: Stack) -> None:
+async def test_pictures_stay_until_the_answer_ends(stack: Stack) -> None:
+    """Another worker may have to read them again."""
     release = asyncio.Event()
 
     async def slow(request: GenerateRequest, context: Context) -> AsyncIterator[GenerateItem]:
@@ -270,9 +271,47 @@ async def test_pictures_are_let_go_with_the_first_token(stack: Stack) -> None:
     chat = body("Hi", part(data_url(encoded(picture()))))
     task = asyncio.create_task(stack.http.post("/v1/chat/completions", json=chat))
     await until(lambda: stack.decoder.running == 1)
-    await until(lambda: stack.connector.counters().pool_used_bytes == 0)
+    assert stack.connector.counters().pool_used_bytes > 0
     release.set()
     assert (await task).status_code == 200
+    await until(lambda: stack.connector.counters().pool_used_bytes == 0)
+
+
+async def test_an_answer_whose_worker_dies_is_continued(stack: Stack) -> None:
+    """The next worker is told the answer so far; the client sees one answer and its true cost."""
+    ids = tuple(stack.decoder.tokenizer.encode("one two three four").ids)
+    half = len(ids) // 2
+
+    async def dying(request: GenerateRequest, context: Context) -> AsyncIterator[GenerateItem]:
+        yield Started(prompt_tokens=len(request.token_ids) + 7, image_tokens=8)
+        if not request.sampling.drawn:
+            yield Tokens(ids=ids[:half])
+            raise CallError("peer_lost", "gone", stage="decode", retryable=True)
+        yield Tokens(ids=ids[half:])
+        usage = Usage(prompt_tokens=len(request.token_ids) + 7, completion_tokens=len(ids) - half, image_tokens=8)
+        yield GenerateDone(finish_reason="stop", usage=usage)
+
+    stack.decoder.script = dying
+    chat = body("Hi", part(data_url(encoded(picture())))) | {"max_tokens": 64}
+    answer = (await stack.http.post("/v1/chat/completions", json=chat)).json()
+    assert answer["choices"][0]["message"]["content"] == stack.decoder.tokenizer.decode(ids)
+    first, second = stack.decoder.requests
+    assert second.token_ids == first.token_ids + ids[:half]
+    assert (second.sampling.drawn, second.sampling.max_tokens) == (half, 64 - half)
+    assert answer["usage"]["prompt_tokens"] == len(first.token_ids) + 7
+    assert answer["usage"]["completion_tokens"] == len(ids)
+
+
+async def test_a_request_that_kills_every_worker_ends(stack: Stack) -> None:
+    async def deadly(request: GenerateRequest, context: Context) -> AsyncIterator[GenerateItem]:
+        yield Started(prompt_tokens=3)
+        yield Tokens(ids=tuple(stack.decoder.tokenizer.encode("one").ids))
+        raise CallError("peer_lost", "gone", stage="decode", retryable=True)
+
+    stack.decoder.script = deadly
+    response = await stack.http.post("/v1/chat/completions", json=body("Hi") | {"max_tokens": 64})
+    assert response.status_code == 503
+    assert len(stack.decoder.requests) == 4
 
 
 @pytest.mark.parametrize(

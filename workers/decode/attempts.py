@@ -13,7 +13,10 @@ from components.protocol import ErrorCode
 
 
 class Attempt:
-    """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over."""
+    """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over.
+
+    ``max_tokens`` is cut to what the context has room for once the prompt's length is known.
+    """
 
     def __init__(self, max_tokens: int) -> None:
         self.id = secrets.token_hex(12)
@@ -56,5 +59,8 @@ class Attempts:
         attempt = self._open.get(id)
         if attempt is None or attempt.reserving is not None:
             raise CallError(ErrorCode.CANCELLED, "this attempt is over, or has its memory already")
+        self._engine.check(prompt_tokens)
+        # Only here is it known how much of the context the pictures have left for the answer.
+        attempt.max_tokens = min(attempt.max_tokens, self._engine.max_context - prompt_tokens)
         attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.max_tokens))
         return (await attempt.reserving).target

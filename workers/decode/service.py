@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
+import msgspec
+
 from components.config import Topology
 from components.engines.base import DecodeEngine
 from components.engines.load import engine
@@ -62,7 +64,7 @@ class DecodeService:
         if self._requests >= self._max_requests:
             raise CallError(ErrorCode.OVERLOADED, f"{self._requests} requests are in work here", retryable=True)
         with as_call_errors():
-            self._engine.check(len(request.token_ids), request.sampling.max_tokens)
+            self._engine.check(len(request.token_ids))
         self._requests += 1
         try:
             async with aclosing(self._generate(request, context)) as items:
@@ -81,10 +83,11 @@ class DecodeService:
                 image_tokens=prefilled.image_tokens,
                 hops=(*prefilled.hops, *hops(trace)),
             )
+            sampling = msgspec.structs.replace(request.sampling, max_tokens=attempt.max_tokens)
             began, count = time.perf_counter(), 0
             with as_call_errors():
                 tokens = self._engine.generate(
-                    attempt.reservation, prefilled.first_token, prefilled.next_position, request.sampling
+                    attempt.reservation, prefilled.first_token, prefilled.next_position, sampling
                 )
                 async with aclosing(tokens):
                     async for ids in tokens:
@@ -92,7 +95,7 @@ class DecodeService:
                         yield Tokens(ids=tuple(ids))
             trace.add("decode", time.perf_counter() - began)
         yield GenerateDone(
-            finish_reason="length" if count == request.sampling.max_tokens else "stop",
+            finish_reason="length" if count == sampling.max_tokens else "stop",
             usage=Usage(
                 prompt_tokens=prefilled.prompt_tokens, completion_tokens=count, image_tokens=prefilled.image_tokens
             ),

@@ -50,7 +50,7 @@ class PrefillService:
             tokens = await asyncio.gather(*map(_count, counts, reads))
             with as_call_errors():
                 token_ids = self._engine.expand(request.token_ids, tokens)
-            self._check_length(len(token_ids), request.sampling.max_tokens)
+            self._check_length(len(token_ids))
             reserving = asyncio.create_task(self._reserve(request, len(token_ids), context))
             try:
                 images = await asyncio.gather(*reads)
@@ -72,12 +72,12 @@ class PrefillService:
         finally:
             await _release(reads)
 
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        if prompt_tokens + max_tokens > self._engine.max_context:
+    def _check_length(self, prompt_tokens: int) -> None:
+        if prompt_tokens >= self._engine.max_context:
             raise CallError(
                 ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {prompt_tokens} tokens with its pictures; with max_tokens {max_tokens} that is more "
-                f"than the model's context of {self._engine.max_context}",
+                f"The prompt has {prompt_tokens} tokens with its pictures; with at least one of the answer, "
+                f"{self._engine.max_context} is the most.",
             )
 
     async def _reserve(self, request: PrefillRequest, prompt_tokens: int, context: Context) -> bytes:

@@ -14,14 +14,15 @@ from components.engines.transformers.sampling import Sampler, choose
 
 @dataclass(eq=False)
 class Running:
-    """A request in the batch. ``slots`` (tokens,) maps its token i to the pool's row; ``length`` tokens have KV."""
+    """A request in the batch. ``slots`` (tokens,) maps its token i to the pool's row; ``length`` tokens have KV;
+    ``drawn`` tokens of its answer are there."""
 
     slots: torch.Tensor
     length: int
     position: int
     token: int
     sampler: Sampler
-    generated: int = 1
+    drawn: int = 1
 
 
 class _DecodeCache:
@@ -71,12 +72,12 @@ class Batch:
             use_cache=True,
         ).last_hidden_state
         logits = self._model.lm_head(hidden[:, 0])
-        tokens = choose(logits, [s.sampler for s in sequences], [s.generated for s in sequences])
+        tokens = choose(logits, [s.sampler for s in sequences], [s.drawn for s in sequences])
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.token = token
             sequence.length += 1
             sequence.position += 1
-            sequence.generated += 1
+            sequence.drawn += 1
         return tokens
 
     def _make_table(self) -> torch.Tensor:

@@ -53,7 +53,7 @@ class TransformersDecodeEngine:
         lease: float,
     ) -> None:
         text = checkpoint.config.text_config
-        self.max_context = checkpoint.max_context
+        self.max_context = min(checkpoint.max_context, kv_tokens)
         self._connector = connector
         self._lease = lease
         self._max_batch = max_batch
@@ -90,21 +90,14 @@ class TransformersDecodeEngine:
         await asyncio.to_thread(self._thread.join)
         await self._region.deregister_memory(self._connector)
 
-    def check(self, prompt_tokens: int, max_tokens: int) -> None:
-        total = prompt_tokens + max_tokens
-        if total > self.max_context:
+    def check(self, prompt_tokens: int) -> None:
+        if prompt_tokens >= self.max_context:
             raise EngineError(
                 "prompt_too_long",
-                f"{prompt_tokens} prompt tokens and {max_tokens} new ones are more than the model's context of "
-                f"{self.max_context}",
-            )
-        if total > self.pool.tokens:
-            raise EngineError(
-                "prompt_too_long", f"{total} tokens are more than this worker's KV memory of {self.pool.tokens}"
+                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is {self.max_context}.",
             )
 
     async def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation:
-        self.check(prompt_tokens, max_tokens)
         # Whole blocks: what is left between two requests stays big enough for a third.
         blocks = -(-(prompt_tokens + max_tokens) // self._block)
         runs = await self.pool.acquire(blocks * self._block)
@@ -193,6 +186,7 @@ class _Request:
             position=next_position,
             token=first_token,
             sampler=Sampler(sampling),
+            drawn=sampling.drawn + 1,
         )
         self.count = 0
         self.finished = False

@@ -61,7 +61,7 @@ class TransformersPrefillEngine:
         text = checkpoint.config.text_config
         self.format = checkpoint.format
         self.image_token_id = int(checkpoint.config.image_token_id)
-        self.max_context = checkpoint.max_context
+        self.max_context = min(checkpoint.max_context, kv_tokens)
         self._merge = checkpoint.merge
         self._dtype = checkpoint.dtype
         self._device = checkpoint.device
@@ -239,7 +239,7 @@ class TransformersPrefillEngine:
         ).last_hidden_state
         last = hidden[torch.arange(len(batch)), [job.run.count - 1 for job in batch]]
         samplers = [Sampler(job.prompt.sampling) for job in batch]
-        return choose(self._model.lm_head(last), samplers, [0] * len(batch))
+        return choose(self._model.lm_head(last), samplers, [job.prompt.sampling.drawn for job in batch])
 
     def _resolve(self, job: _Job, result: int | EngineError) -> None:
         def resolve() -> None:
