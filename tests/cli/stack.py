@@ -30,14 +30,33 @@ PACKAGES = {
 }
 
 SERVICE = """
-import asyncio, os, signal
+import asyncio, json, os
 from contextlib import suppress
 from pathlib import Path
 from components.telemetry.ready import announce_ready
 
+HOPS = [{"stage": "encode", "name": "encode", "start": 1.0, "milliseconds": 2.5, "bytes": 1234, "lane": "shm"}]
+ANSWERS = {
+    "GET /ready": "ok",
+    "GET /v1/models": json.dumps({"data": [{"id": "tiny-vl"}]}),
+    "POST /v1/chat/completions": "".join(
+        f"data: {event if isinstance(event, str) else json.dumps(event)}\\n\\n"
+        for event in (
+            {"choices": [{"delta": {"content": "A red circle."}}]},
+            {"choices": [], "triptych": {"hops": HOPS}},
+            "[DONE]",
+        )
+    ),
+}
+
 async def answer(reader, writer):
-    await reader.readuntil(b"\\r\\n\\r\\n")
-    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\nconnection: close\\r\\n\\r\\nok")
+    head = (await reader.readuntil(b"\\r\\n\\r\\n")).decode().lower()
+    if "content-length: " in head:
+        await reader.readexactly(int(head.split("content-length: ")[1].split("\\r")[0]))
+    body = ANSWERS[" ".join(head.split()[:2]).replace("get", "GET").replace("post", "POST")]
+    if Path("mute").exists() and body.startswith("data:"):
+        body = ""
+    writer.write(f"HTTP/1.1 200 OK\\r\\ncontent-length: {len(body)}\\r\\nconnection: close\\r\\n\\r\\n{body}".encode())
     await writer.drain()
     writer.close()
 

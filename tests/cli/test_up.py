@@ -5,37 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from components.runtime.servers import free_port
-from tests.cli.stack import Stack, ports, wait_until, write_roles
-
-Up = Callable[..., Stack]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_roles(tmp_path)
-    return tmp_path
+from tests.cli.conftest import Start
+from tests.cli.stack import ports, wait_until
 
 
-@pytest.fixture
-def start(folder: Path) -> Iterator[Up]:
-    stacks: list[Stack] = []
-
-    def start(*arguments: str) -> Stack:
-        stacks.append(Stack(folder, *arguments))
-        return stacks[-1]
-
-    yield start
-    for stack in stacks:
-        stack.close()
-
-
-def test_sigterm_drains_in_the_order_of_a_request_and_leaves_nothing(start: Up, folder: Path) -> None:
+def test_sigterm_drains_in_the_order_of_a_request_and_leaves_nothing(start: Start, folder: Path) -> None:
     stack = start("up", "-v", *ports())
     stack.wait_for("answers for model")
     assert len(stack.processes()) == 8  # triptych, nats-server, etcd, five roles
@@ -47,7 +26,7 @@ def test_sigterm_drains_in_the_order_of_a_request_and_leaves_nothing(start: Up, 
     assert [path.name for path in (folder / ".triptych").iterdir()] == ["logs"]
 
 
-def test_ctrl_c_while_starting(start: Up) -> None:
+def test_ctrl_c_while_starting(start: Start) -> None:
     stack = start("up", *ports())
     wait_until(lambda: len(stack.processes()) >= 4, "some processes")
     stack.send(signal.SIGINT)
@@ -55,7 +34,7 @@ def test_ctrl_c_while_starting(start: Up) -> None:
     stack.gone()
 
 
-def test_kill_9_of_the_supervisor_leaves_nothing(start: Up) -> None:
+def test_kill_9_of_the_supervisor_leaves_nothing(start: Start) -> None:
     stack = start("up", *ports())
     stack.wait_for("answers for model")
     stack.send(signal.SIGKILL)
@@ -63,7 +42,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing(start: Up) -> None:
     stack.gone()
 
 
-def test_a_second_ctrl_c_ends_at_once(start: Up, folder: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once(start: Start, folder: Path) -> None:
     (folder / "hang-decode").touch()
     stack = start("up", "-v", *ports())
     stack.wait_for("answers for model")
@@ -75,7 +54,7 @@ def test_a_second_ctrl_c_ends_at_once(start: Up, folder: Path) -> None:
     stack.gone()
 
 
-def test_a_role_that_does_not_drain_in_time_is_killed(start: Up, folder: Path) -> None:
+def test_a_role_that_does_not_drain_in_time_is_killed(start: Start, folder: Path) -> None:
     (folder / "hang-processor").touch()
     stack = start("up", "--set", "drain_seconds=0.5", *ports())
     stack.wait_for("answers for model")
@@ -85,7 +64,7 @@ def test_a_role_that_does_not_drain_in_time_is_killed(start: Up, folder: Path) -
     stack.gone()
 
 
-def test_a_role_that_dies_is_started_again(start: Up) -> None:
+def test_a_role_that_dies_is_started_again(start: Start) -> None:
     stack = start("up", *ports())
     stack.wait_for("answers for model")
     before = stack.find("--id decode-0")
@@ -95,7 +74,7 @@ def test_a_role_that_dies_is_started_again(start: Up) -> None:
     assert stack.find("--id decode-0") != before
 
 
-def test_a_role_that_keeps_dying_is_started_more_and_more_rarely(start: Up, folder: Path) -> None:
+def test_a_role_that_keeps_dying_is_started_more_and_more_rarely(start: Start, folder: Path) -> None:
     stack = start("up", *ports())
     stack.wait_for("answers for model")
     (folder / "fail-encode").touch()
@@ -108,7 +87,7 @@ def test_a_role_that_keeps_dying_is_started_more_and_more_rarely(start: Up, fold
 
 
 @pytest.mark.parametrize("server", ["nats-server", "etcd"])
-def test_an_embedded_server_that_dies_is_started_again(start: Up, server: str) -> None:
+def test_an_embedded_server_that_dies_is_started_again(start: Start, server: str) -> None:
     stack = start("up", *ports())
     stack.wait_for("answers for model")
     before = stack.find(f"bin/{server} ")
@@ -118,7 +97,7 @@ def test_an_embedded_server_that_dies_is_started_again(start: Up, server: str) -
     assert stack.find(f"bin/{server} ") != before
 
 
-def test_a_role_that_cannot_start_stops_everything_and_says_why(start: Up, folder: Path) -> None:
+def test_a_role_that_cannot_start_stops_everything_and_says_why(start: Start, folder: Path) -> None:
     (folder / "fail-prefill").touch()
     stack = start("up", *ports())
     assert stack.end() == 1
@@ -127,7 +106,7 @@ def test_a_role_that_cannot_start_stops_everything_and_says_why(start: Up, folde
     stack.gone()
 
 
-def test_a_used_http_port_is_said_before_anything_starts(start: Up, folder: Path) -> None:
+def test_a_used_http_port_is_said_before_anything_starts(start: Start, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         stack = start("up", "--port", str(port))
@@ -136,7 +115,7 @@ def test_a_used_http_port_is_said_before_anything_starts(start: Up, folder: Path
     assert not (folder / ".triptych").exists()
 
 
-def test_a_used_port_of_a_server_that_was_asked_for_is_refused(start: Up) -> None:
+def test_a_used_port_of_a_server_that_was_asked_for_is_refused(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         stack = start("up", "--port", str(free_port()), "--set", f"nats.port={port}")
@@ -144,7 +123,7 @@ def test_a_used_port_of_a_server_that_was_asked_for_is_refused(start: Up) -> Non
     assert stack.lines == [f"port {port} is already in use: choose another with --set nats.port=N"]
 
 
-def test_two_stacks_side_by_side_need_only_another_http_port(start: Up) -> None:
+def test_two_stacks_side_by_side_need_only_another_http_port(start: Start) -> None:
     first = start("up", "--port", str(free_port()))
     first.wait_for("answers for model")
     second = start("up", "--port", str(free_port()))
@@ -156,21 +135,21 @@ def test_two_stacks_side_by_side_need_only_another_http_port(start: Up) -> None:
     assert len(first.processes()) == 8
 
 
-def test_servers_that_the_settings_name_are_not_started(start: Up) -> None:
+def test_servers_that_the_settings_name_are_not_started(start: Start) -> None:
     servers = ("--set", "nats.servers=nats://127.0.0.1:1", "--set", "etcd.endpoints=127.0.0.1:2")
     stack = start("up", "--port", str(free_port()), *servers)
     stack.wait_for("answers for model")
     assert len(stack.processes()) == 6  # triptych and five roles
 
 
-def test_settings_reach_every_role_with_its_threads(start: Up, folder: Path) -> None:
+def test_settings_reach_every_role_with_its_threads(start: Start, folder: Path) -> None:
     stack = start("up", "-v", "--set", "decode.max_batch=7", "--set", "decode.threads=3", *ports())
     stack.wait_for("answers for model")
     assert "decode-0    | settings: 7 3" in stack.output
     assert "processor-0 | settings: 7 1" in stack.output
 
 
-def test_replicas_each_have_a_process_and_frontends_each_a_port(start: Up) -> None:
+def test_replicas_each_have_a_process_and_frontends_each_a_port(start: Start) -> None:
     stack = start("up", "--set", "encode.replicas=2", "--set", "frontend.replicas=2", *ports())
     stack.wait_for("answers for model")
     assert {stack.find(f"--id {name}") for name in ("encode-0", "encode-1", "frontend-1")}
@@ -179,13 +158,13 @@ def test_replicas_each_have_a_process_and_frontends_each_a_port(start: Up) -> No
         pass
 
 
-def test_a_wrong_setting_is_one_line(start: Up) -> None:
+def test_a_wrong_setting_is_one_line(start: Start) -> None:
     stack = start("up", "--set", "decode.replicas=none")
     assert stack.end() == 1
     assert stack.lines == ["--set decode.replicas=none: decode.replicas: input should be a valid integer"]
 
 
-def test_run_is_one_role_that_drains_on_sigterm(start: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_one_role_that_drains_on_sigterm(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stack = start("run", "encode", "--id", "encode-x", "--set", "decode.max_batch=9")
     stack.wait_for("settings: 9")
@@ -194,7 +173,7 @@ def test_run_is_one_role_that_drains_on_sigterm(start: Up, monkeypatch: pytest.M
     assert "drained" in stack.output
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_line(start: Up, folder: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_one_line(start: Start, folder: Path) -> None:
     (folder / ".triptych").write_text("not a folder")
     stack = start("up", *ports())
     assert stack.end() == 1
