@@ -36,7 +36,7 @@ class View(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._watch: Watch | None = None
-        self._wake = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"watch {prefix}", daemon=True)
         self._thread.start()
 
@@ -61,7 +61,7 @@ class View(Generic[T]):
 
     async def close(self) -> None:
         with self._lock:
-            self._wake.set()
+            self._stopping.set()
             if self._watch is not None:
                 self._watch.cancel()
         await self._ended.wait()
@@ -72,20 +72,23 @@ class View(Generic[T]):
     # On the thread:
 
     def _run(self) -> None:
-        while not self._wake.is_set():
+        available = True
+        while not self._stopping.is_set():
             try:
                 entries, revision = self._etcd.list(self._prefix)
                 self._post(self._replace, entries)
+                available = True
                 with self._lock:
-                    if self._wake.is_set():
+                    if self._stopping.is_set():
                         break
                     self._watch = self._etcd.watch(self._prefix, revision)
                 for entry in self._watch:
                     self._post(self._apply, entry)
             except EtcdLost as error:
-                if not self._wake.is_set():
+                if available and not self._stopping.is_set():
                     log.info("watching %s again: %s", self._prefix, error)
-                self._wake.wait(_RETRY_SECONDS)
+                available = False
+                self._stopping.wait(_RETRY_SECONDS)
         self._post(self._ended.set)
 
     def _post(self, action: Callable[..., object], *arguments: object) -> None:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_ECHO = "echo"
+"""The part of the inbox where this bus hears itself; every other part has a shorter name."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -41,6 +44,7 @@ class Bus:
         self._links = Links(wire)
         self._calls = Calls(wire, self._links, version)
         self._services: list[Service] = []
+        self._echoed = False
         self._beating = asyncio.create_task(self._beat(), name="messaging-heartbeat")
 
     @classmethod
@@ -138,12 +142,18 @@ class Bus:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
-            # Without NATS nobody can be heard, which says nothing about them.
-            if self._wire.up:
-                self._links.tick()
-                self._calls.ask_again()
+            if not self._wire.up or not len(self._links):
+                continue
+            # Who does not hear himself cannot say that others are silent: NATS may have stalled, or the way to it.
+            self._links.tick(audible=self._echoed)
+            self._calls.ask_again()
+            self._echoed = False
+            self._wire.send(f"{self._wire.inbox}.{_ECHO}", b"")
 
     async def _on_inbox(self, msg: Msg) -> None:
+        if msg.subject.endswith(_ECHO):
+            self._echoed = True
+            return
         if not msg.headers:
             await _receive(lambda msg: self._calls.on_frame(msg.data), msg)
             return

@@ -48,7 +48,7 @@ class Link:
         self._refused = True
 
     def tick(self) -> bool:
-        """One beat has passed; returns whether the peer is lost now."""
+        """One beat has passed in which the peer could be heard; returns whether it is lost now."""
         self.silent += 1
         self._refused_beats = self._refused_beats + 1 if self._refused else 0
         self._refused = False
@@ -102,11 +102,11 @@ class Links:
             link.forgive()
             self.send(link, link.beat())
 
-    def tick(self) -> None:
-        """One beat has passed: send ours, and give up the peers that have been silent for too long."""
+    def tick(self, *, audible: bool) -> None:
+        """One beat has passed: send ours and, if peers could be heard, give up those that were silent for too long."""
         self._grace = max(0, self._grace - 1)
         for link in list(self._links.values()):
-            if link.tick():
+            if audible and link.tick():
                 self.close(link)
                 link.lost()
             else:

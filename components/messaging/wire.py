@@ -13,6 +13,7 @@ from contextlib import suppress
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import UnexpectedEOF
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Wire:
 
     async def _on_error(self, error: Exception) -> None:
         # nats-py reports each failed attempt to reconnect here; the two callbacks below say what matters of that.
-        log.log(logging.DEBUG if isinstance(error, OSError) else logging.INFO, "nats: %r", error)
+        expected = isinstance(error, OSError | UnexpectedEOF)
+        log.log(logging.DEBUG if expected else logging.WARNING, "nats: %r", error)
 
     async def _on_disconnected(self) -> None:
         if self._up.is_set():

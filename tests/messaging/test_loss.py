@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from components.messaging import Bus, CallError, Context
+from components.messaging.links import BEAT, CALLER_BEATS
 from components.messaging.wire import Wire
 from components.runtime.servers import NatsServer
 from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text, fresh_bus
@@ -119,6 +121,19 @@ async def test_a_restart_of_nats_loses_nothing(nats: NatsServer, caller: Bus, ca
     assert await waiting == Text("")
     assert example.events.count("begun") == 9
     await until(lambda: service.running == 0)
+
+
+async def test_a_nats_that_stalls_is_not_taken_for_a_peer_that_died(nats: NatsServer, caller: Bus, callee: Bus) -> None:
+    example = Example()
+    await callee.serve(SUBJECT, stage=STAGE, operations=example.operations)
+    stream = caller.stream(SUBJECT, "count", Ask(100, seconds=0.01), reply=Item, context=Context.new(30))
+    await anext(stream)
+    assert nats.pid is not None
+    os.kill(nats.pid, signal.SIGSTOP)
+    # Longer than either side's patience with the other.
+    asyncio.get_running_loop().call_later((CALLER_BEATS + 2) * BEAT, os.kill, nats.pid, signal.SIGCONT)
+    assert [item async for item in stream] == [Number(value) for value in range(1, 100)]
+    assert example.events == ["begun", "ended", "cleaned"]
 
 
 async def test_calls_right_after_a_restart_find_a_callee_that_returns_later(
