@@ -303,14 +303,23 @@ class Connector:
         if not 0.0 < lease < 1e6:
             raise ValueError(f"a lease of {lease} seconds")
 
+        hold = Hold(operation.buffers)
+
         def expose(core: Core) -> None:
-            hold = Hold(core.registry, operation.buffers)
+            try:
+                hold.register(core.registry)
+            except TransferError:
+                hold.release()
+                raise
             record = self._record(core, operation, hold, lease, reader, dict(info or {}))
             operation.expose_as(record)
             core.leases.expose(Exposure(record, hold, time.monotonic() + lease, readers, operation))
 
         try:
             await self._call(expose)
+        except ConnectorClosed:
+            hold.release()
+            raise
         except asyncio.CancelledError:
             operation.cancel()  # the caller never gets it: nobody else could end it
             raise
@@ -369,17 +378,20 @@ class Connector:
         until = time.monotonic() + seconds
 
         owner = self._thread()
+        hold = Hold(operation.buffers)
 
         def begin() -> None:
             try:
                 core = self._started(owner)
                 peer = core.peers.from_record(metadata)
-                hold = Hold(core.registry, operation.buffers)
+                hold.register(core.registry)
             except TransferError as error:
+                hold.release()
                 operation.ended(OperationStatus.ERRORED, error, released=True)
             else:
                 operation.transfer = core.transfers.begin(metadata, peer, hold, until, operation, staged)
 
         if not owner.submit(begin):
+            hold.release()
             raise ConnectorClosed("the connector is closed")
         return operation

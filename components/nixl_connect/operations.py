@@ -70,8 +70,7 @@ class Operation:
         """Wait for the end. Raises the operation's ``TransferError`` unless it completed. Any number may wait;
         giving up waiting does not cancel the operation."""
         await self._until(lambda: self._status.is_terminal)
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+        self._raise_error()
         return self
 
     async def wait_for_release(self) -> None:
@@ -83,6 +82,11 @@ class Operation:
             waiter = self._loop.create_future()
             self._waiters.append(waiter)
             await waiter
+
+    def _raise_error(self) -> None:
+        # A copy each time: a traceback on the stored error would tie operation, frames and memory into a cycle.
+        if self._error is not None:
+            raise type(self._error)(*self._error.args) from self._error.__cause__
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -182,6 +186,10 @@ class ActiveOperation(Operation):
         """Identity of the peer, ``name@generation``."""
         return self._record.identity
 
+    def released(self) -> None:
+        self.transfer = None  # the two hold each other, and the memory, until now
+        super().released()
+
     def _cancel(self, core: Core) -> None:
         if self.transfer is not None:
             core.transfers.cancel(self.transfer)
@@ -192,8 +200,7 @@ class ReadOperation(ActiveOperation):
 
     def results(self) -> list[Descriptor]:
         """The filled buffers. Raises the operation's error, or ``InvalidBuffer`` while it still runs."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+        self._raise_error()
         if self._status is not OperationStatus.COMPLETE:
             raise InvalidBuffer("the bytes have not all arrived: await wait_for_completion() first")
         return list(self.buffers)

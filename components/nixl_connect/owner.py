@@ -45,13 +45,18 @@ class Pump(Protocol):
 
 
 class Timer:
-    __slots__ = ("action", "at", "cancelled")
+    """Cancelling lets go of the action, and so of the operation and its memory, at once."""
 
-    def __init__(self, at: float, action: Callable[[], None]) -> None:
-        self.at, self.action, self.cancelled = at, action, False
+    __slots__ = ("_dead", "action")
+
+    def __init__(self, action: Callable[[], None], dead: list[int]) -> None:
+        self.action: Callable[[], None] | None = action
+        self._dead = dead
 
     def cancel(self) -> None:
-        self.cancelled = True
+        if self.action is not None:
+            self.action = None
+            self._dead[0] += 1
 
 
 class OwnerThread:
@@ -61,6 +66,7 @@ class OwnerThread:
         self._pump = pump
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._dead = [0]
         self._count = itertools.count()
         self._stopping = False
         self._stopped = False
@@ -107,8 +113,13 @@ class OwnerThread:
 
     def at(self, when: float, action: Callable[[], None]) -> Timer:
         """Run the action at this ``time.monotonic()``."""
-        timer = Timer(when, action)
+        timer = Timer(action, self._dead)
         heapq.heappush(self._timers, (when, next(self._count), timer))
+        # Nearly every timer is cancelled, long before its time: do not let them pile up.
+        if self._dead[0] > 64 and self._dead[0] > len(self._timers) // 2:
+            self._timers = [entry for entry in self._timers if entry[2].action is not None]
+            heapq.heapify(self._timers)
+            self._dead[0] = 0
         return timer
 
     def is_current(self) -> bool:
@@ -143,29 +154,33 @@ class OwnerThread:
                 pause = min(pause, self._timers[0][0] - now)
             if now - active < SPIN_S and longest < 0.01:
                 continue
-            try:
-                task = self._tasks.get(timeout=max(pause, 1e-6))
-            except queue.Empty:
-                continue
-            task()
-            active = time.monotonic()
+            if self._run_one(max(pause, 1e-6)):
+                active = time.monotonic()
 
     def _run_tasks(self) -> bool:
         ran = False
-        while True:
-            try:
-                task = self._tasks.get_nowait()
-            except queue.Empty:
-                return ran
-            task()
+        while self._run_one(0.0):
             ran = True
+        return ran
+
+    def _run_one(self, wait: float) -> bool:
+        # A function of its own: a task kept in a variable of the sleeping loop would keep its operation's memory alive.
+        try:
+            task = self._tasks.get(timeout=wait) if wait > 0 else self._tasks.get_nowait()
+        except queue.Empty:
+            return False
+        task()
+        return True
 
     def _fire(self, now: float) -> bool:
         fired = False
-        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].cancelled):
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].action is None):
             timer = heapq.heappop(self._timers)[2]
-            if not timer.cancelled:
-                timer.action()
+            action, timer.action = timer.action, None
+            if action is None:
+                self._dead[0] -= 1
+            else:
+                action()
                 fired = True
         return fired
 

@@ -128,18 +128,18 @@ class Registry:
 
 
 class Hold:
-    """Buffers that an operation may touch: their regions stay registered and their slots stay taken until
+    """Buffers that an operation may touch. Their slots are taken from the beginning, on the caller's thread, so that
+    the caller may release its own hold at once; their regions when the owner thread gets to it; both until
     ``release``."""
 
     __slots__ = ("_registry", "buffers", "regions")
 
-    def __init__(self, registry: Registry, buffers: list[Descriptor]) -> None:
-        self._registry = registry
+    def __init__(self, buffers: list[Descriptor]) -> None:
+        self._registry: Registry | None = None
         self.buffers: list[Descriptor] = []
         self.regions: list[Region] = []
         try:
             for buffer in buffers:
-                self.regions.append(registry.hold(buffer))
                 if buffer.guard is not None:
                     buffer.guard.retain()
                 self.buffers.append(buffer)
@@ -147,12 +147,19 @@ class Hold:
             self.release()
             raise
 
+    def register(self, registry: Registry) -> None:
+        """Owner thread. Raises as ``Registry.hold``; then ``release`` is still due."""
+        self._registry = registry
+        for buffer in self.buffers:
+            self.regions.append(registry.hold(buffer))
+
     def release(self) -> None:
-        """Give everything back. A second call does nothing."""
+        """Give everything back. A second call does nothing. Owner thread, once registered."""
         regions, self.regions = self.regions, []
         buffers, self.buffers = self.buffers, []
-        for region in regions:
-            self._registry.release(region)
+        if self._registry is not None:
+            for region in regions:
+                self._registry.release(region)
         for buffer in buffers:
             if buffer.guard is not None:
                 buffer.guard.release()

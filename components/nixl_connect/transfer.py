@@ -274,7 +274,6 @@ class Transfers:
         transfer.claimed = True
         if self._send(transfer.peer.identity, message):
             pause = RESEND_S if not again else 10 * RESEND_S
-            transfer.timers = [timer for timer in transfer.timers if not timer.cancelled]
             transfer.timers.append(self._at(now + pause, lambda: self._claim(transfer, again=True)))
 
     def _post_waiting(self, transfer: Transfer) -> None:
@@ -330,6 +329,7 @@ class Transfers:
         self.in_flight -= 1
         for timer in transfer.timers:
             timer.cancel()
+        transfer.timers.clear()
         transfer.waiting.clear()
         seconds = time.monotonic() - transfer.started
         outcome = "complete" if error is None else error.code

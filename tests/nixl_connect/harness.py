@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,7 @@ class Remote:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self.halted: asyncio.Future[str] = self._loop.create_future()
+        self._gone_on = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     async def ready(self) -> Remote:
@@ -270,11 +272,12 @@ class Remote:
         return future
 
     async def ask(self, command: str, **arguments: Any) -> Any:
+        self._gone_on = self._gone_on or command == "go"
         async with asyncio.timeout(30):
             return await self.begin(command, **arguments)
 
     async def halt_before(self, step: str) -> None:
-        self.halted = self._loop.create_future()
+        self.halted, self._gone_on = self._loop.create_future(), False
         await self.ask("halt_before", step=step)
 
     async def until_halted(self) -> None:
@@ -283,6 +286,12 @@ class Remote:
 
     def signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
+        # A process is not stopped when the call returns, only when the kernel says so.
+        while number == signal.SIGSTOP and self._state() != "T":
+            time.sleep(0.001)
+
+    def _state(self) -> str:
+        return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def kill(self) -> None:
         self._process.kill()
@@ -290,6 +299,8 @@ class Remote:
 
     async def stop(self) -> None:
         """End it in order if it can, by force if not."""
+        if self.halted.done() and not self._gone_on:
+            self._process.kill()  # it will never come back from there
         if self._process.is_alive():
             with contextlib.suppress(OSError):
                 self.signal(signal.SIGCONT)

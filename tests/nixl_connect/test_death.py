@@ -1,0 +1,225 @@
+"""The other process is killed, or stopped, right before each step. The one that lives learns it in time, as a typed
+error, and ends up with exactly what it had: no lease, handle, registration, pool byte or peer more."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from components import nixl_connect as nc
+from components.nixl_connect import Connector, Descriptor, parse_record
+
+from .harness import Remote, at_rest, pattern, remote, until
+
+SIZE = 1 << 20
+TCP = {"UCX_TLS": "tcp,self"}
+LEASE, DEADLINE = 1.5, 1.0
+IN_TIME = 6.0
+"""Seconds: the longest of lease, claim with its grace, and two pings, with room for a busy machine."""
+
+
+def same_as_before(before: nc.Counters, after: nc.Counters) -> bool:
+    return at_rest(after) and (after.registrations, after.pool_used_bytes) == (
+        before.registrations,
+        before.pool_used_bytes,
+    )
+
+
+async def next_one_works(connector: Connector, name: str = "remote") -> None:
+    """A successor under the same name is served as if nothing had happened."""
+    async with remote(name) as successor:
+        record = parse_record(await successor.ask("expose", number=9, size=SIZE))
+        target = np.zeros(SIZE, np.uint8)
+        await (await connector.begin_read(record, Descriptor(target))).wait_for_completion()
+        assert np.array_equal(target, pattern(SIZE, 9))
+
+
+async def once(connector: Connector, other: Remote) -> None:
+    """The two know each other."""
+    operation = await connector.create_readable(Descriptor(pattern(4096, 8)))
+    assert await other.ask("read", number=8, record=operation.metadata().model_dump_json(), seed=8)
+    await operation.wait_for_completion()
+
+
+async def end_of(operation: nc.ReadOperation | nc.WriteOperation | nc.ReadableOperation) -> nc.TransferError:
+    start = time.monotonic()
+    with pytest.raises(nc.TransferError) as caught:
+        await operation.wait_for_completion()
+    assert time.monotonic() - start < IN_TIME
+    return caught.value
+
+
+@pytest.mark.parametrize("step", ["before", "load", "grant"])
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_the_exposer_is_killed(connector: Connector, kind: str, step: str) -> None:
+    pool = await connector.create_pool(SIZE)
+    before = connector.counters()
+    async with remote() as other:
+        command = {"read": ("expose", {"size": SIZE}), "write": ("accept", {"sizes": [SIZE]})}[kind]
+        record = parse_record(await other.ask(command[0], number=1, **command[1]))
+        slot = pool.allocate(SIZE)
+        if step == "before":
+            other.kill()
+        else:
+            await other.halt_before(step)
+        if kind == "read":
+            operation = await connector.begin_read(record, slot.descriptor, deadline=DEADLINE)
+        else:
+            operation = await connector.begin_write(slot.descriptor, record, deadline=DEADLINE)
+        slot.release()
+        if step != "before":
+            await other.until_halted()
+            other.kill()
+        error = await end_of(operation)
+        assert isinstance(error, nc.PeerLost | nc.DeadlineExceeded | nc.BackendFailed), error
+        assert error.retryable or step == "before"
+        await operation.wait_for_release()
+    await until(lambda: same_as_before(before, connector.counters()))
+    await until(lambda: connector.counters().peers == 0)
+    await next_one_works(connector)
+
+
+@pytest.mark.parametrize("step", ["load", "claim", "prepare", "post", "done"])
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_the_active_side_is_killed(connector: Connector, kind: str, step: str) -> None:
+    pool = await connector.create_pool(SIZE)
+    before = connector.counters()
+    async with remote() as other:
+        if step in ("prepare", "post", "done"):
+            await once(connector, other)  # a first message needs its sender to go on
+        slot = pool.allocate(SIZE)
+        make = connector.create_readable if kind == "read" else connector.create_writable
+        operation = await make(slot.descriptor, lease=LEASE)
+        slot.release()
+        await other.halt_before(step)
+        other.begin(
+            f"begin_{kind}", number=1, record=operation.metadata().model_dump_json(), seed=3, deadline=DEADLINE
+        )
+        await other.until_halted()
+        other.kill()
+        error = await end_of(operation)
+        # Killed before it claimed, nobody ever came: the lease ends. After it, the peer is missed.
+        expected = nc.LeaseExpired if step in ("load", "claim") else nc.PeerLost
+        assert isinstance(error, expected | nc.DeadlineExceeded), error
+        assert error.retryable
+        await operation.wait_for_release()
+    await until(lambda: same_as_before(before, connector.counters()))
+    await until(lambda: connector.counters().peers == 0)
+    await next_one_works(connector)
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_the_exposer_is_stopped_and_goes_on(connector: Connector, kind: str) -> None:
+    """Its memory is read and written without it; but nobody grants, so nothing counts. Later all is as before."""
+    async with remote() as other:
+        for number in (1, 2):  # the connection stands
+            record = parse_record(await other.ask("expose", number=number, size=SIZE, lease=20.0))
+            await (await connector.begin_read(record, Descriptor(np.zeros(SIZE, np.uint8)))).wait_for_completion()
+        command = {"read": ("expose", {"size": SIZE}), "write": ("accept", {"sizes": [SIZE]})}[kind]
+        record = parse_record(await other.ask(command[0], number=3, **command[1], lease=20.0))
+        other.signal(signal.SIGSTOP)
+        local = Descriptor(np.zeros(SIZE, np.uint8))
+        if kind == "read":
+            operation = await connector.begin_read(record, local, deadline=0.5)
+        else:
+            operation = await connector.begin_write(local, record, deadline=0.5)
+        error = await end_of(operation)
+        assert isinstance(error, nc.DeadlineExceeded) and error.retryable
+        other.signal(signal.SIGCONT)
+        with pytest.raises(nc.TransferError):
+            await other.ask("wait", number=3)
+        await until(lambda: at_rest(connector.counters()))
+        assert (await other.ask("counters"))["quarantined"] == 0
+        record = parse_record(await other.ask("expose", number=4, size=SIZE))
+        await (await connector.begin_read(record, Descriptor(np.zeros(SIZE, np.uint8)))).wait_for_completion()
+
+
+@pytest.mark.parametrize("step", ["post", "done"])
+async def test_a_stopped_reader_lets_go_and_never_counts_what_it_read_late(connector: Connector, step: str) -> None:
+    async with remote() as other:
+        await once(connector, other)
+        source = pattern(SIZE, 1)
+        operation = await connector.create_readable(Descriptor(source), lease=LEASE)
+        await other.halt_before(step)
+        record = operation.metadata().model_dump_json()
+        reading = other.begin("read", number=1, record=record, seed=1, deadline=0.5)
+        await other.until_halted()
+        other.signal(signal.SIGSTOP)
+        error = await end_of(operation)
+        assert isinstance(error, nc.DeadlineExceeded) and error.retryable
+        await operation.wait_for_release()
+        source[:] = 0  # the memory is ours again, and used for something else
+        other.signal(signal.SIGCONT)
+        await other.ask("go")
+        if step == "post":
+            with pytest.raises(nc.DeadlineExceeded):
+                await reading
+        else:  # the bytes were there in time, only the word of it came late
+            assert await reading is True
+        await until(lambda: at_rest(connector.counters()))
+
+
+async def test_a_stopped_writer_keeps_the_buffer_in_quarantine_until_it_speaks(connector: Connector) -> None:
+    """It may go on writing whenever it wakes: the memory must not be used for anything else before."""
+    async with remote() as other:
+        target = np.zeros(SIZE, np.uint8)
+        operation = await connector.create_writable(Descriptor(target), lease=LEASE)
+        await other.halt_before("post")
+        record = operation.metadata().model_dump_json()
+        await other.ask("begin_write", number=1, record=record, seed=5, deadline=0.5)
+        await other.until_halted()
+        other.signal(signal.SIGSTOP)
+        error = await end_of(operation)
+        assert isinstance(error, nc.DeadlineExceeded)
+        assert connector.counters().quarantined == 1 and connector.counters().registrations == 1
+        other.signal(signal.SIGCONT)
+        await other.ask("go")
+        await operation.wait_for_release()
+        assert at_rest(connector.counters())
+
+
+async def test_a_killed_writer_frees_the_quarantine(connector: Connector) -> None:
+    async with remote() as other:
+        operation = await connector.create_writable(Descriptor(np.zeros(SIZE, np.uint8)), lease=LEASE)
+        await other.halt_before("post")
+        record = operation.metadata().model_dump_json()
+        await other.ask("begin_write", number=1, record=record, seed=5, deadline=0.3)
+        await other.until_halted()
+        other.signal(signal.SIGSTOP)
+        assert isinstance(await end_of(operation), nc.DeadlineExceeded)
+        assert connector.counters().quarantined == 1
+        other.kill()
+        await operation.wait_for_release()
+        await until(lambda: connector.counters().peers == 0)
+        assert at_rest(connector.counters())
+
+
+@pytest.mark.parametrize("end", ["goes on", "is killed"])
+async def test_in_flight_over_tcp_the_exposer_stops_and(end: str) -> None:
+    """Bytes are under way and cannot be recalled: the deadline ends the operation, the buffer waits for NIXL."""
+    # UCX reads its environment once a process, so both ends are other processes here.
+    size = 24 << 20
+    async with remote("source", env=TCP) as source, remote("target", env=TCP) as target:
+        for number in (1, 2):
+            record = await source.ask("expose", number=number, size=4096)
+            assert await target.ask("read", number=number, record=record, seed=number)
+        record = await source.ask("expose", number=3, size=size, lease=20.0)
+        await target.halt_before("check")
+        await target.ask("begin_read", number=3, record=record, seed=3, deadline=1.0)
+        await target.until_halted()
+        source.signal(signal.SIGSTOP)
+        await target.ask("go")
+        with pytest.raises(nc.DeadlineExceeded):
+            await target.ask("wait", number=3)
+        counters = await target.ask("counters")
+        assert counters["quarantined"] == 1 and counters["pool_used_bytes"] >= size
+        if end == "goes on":
+            source.signal(signal.SIGCONT)
+        else:
+            source.kill()
+        await target.ask("wait_released", number=3)
+        counters = await target.ask("counters")
+        assert counters["quarantined"] == counters["handles"] == 0
