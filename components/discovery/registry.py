@@ -19,6 +19,10 @@ T = TypeVar("T")
 _RETRY_SECONDS = 0.2
 
 
+class InstanceTaken(Exception):
+    """Another process has this instance id. Two would both answer each request."""
+
+
 class Registry:
     """Create with ``connect``. Keys are ``/triptych/<namespace>/<role>/<instance>``."""
 
@@ -52,6 +56,19 @@ class Registry:
         self._open.append(registration)
         await registration.written()
         return registration
+
+    async def until_free(self, role: str, instance: str, *, seconds: float = 10.0) -> None:
+        """Returns once nobody is registered with this id: one that was killed goes when its lease ends.
+
+        Raises ``InstanceTaken`` after ``seconds``.
+        """
+        view = await self.watch(role, bytes)
+        try:
+            await view.wait_for(lambda instances: instance not in instances, seconds)
+        except TimeoutError:
+            raise InstanceTaken(f"another process is registered as {role} {instance}; ids must differ") from None
+        finally:
+            await view.close()
 
     async def watch(self, role: str, decode: Callable[[bytes], T]) -> View[T]:
         """A live view of a role; returns once its instances have been read.

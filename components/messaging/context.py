@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-_LIMIT = 256
-"""Longest id or traceparent accepted from the wire, in characters."""
+_ID_LIMIT = 256
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,13 @@ class Context:
 
     @classmethod
     def new(cls, timeout: float, *, id: str = "", traceparent: str = "") -> Context:
-        """A request that starts here and may take ``timeout`` seconds; continues the caller's trace if it has one."""
-        trace = traceparent or f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
-        return cls(id or secrets.token_hex(12), time.time() + timeout, trace)
+        """A request that starts here and may take ``timeout`` seconds.
+
+        It continues the trace of ``traceparent`` if that is well formed, as W3C demands, else begins one.
+        """
+        if not _TRACEPARENT.fullmatch(traceparent):
+            traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        return cls(id or secrets.token_hex(12), time.time() + timeout, traceparent)
 
     def remaining(self) -> float:
         """Seconds until the deadline; never negative."""
@@ -45,6 +50,6 @@ class Context:
             id, deadline, trace = headers["id"], float(headers["deadline"]), headers["traceparent"]
         except KeyError as error:
             raise ValueError(f"header {error} is missing") from None
-        if not id or len(id) > _LIMIT or len(trace) > _LIMIT or trace.count("-") != 3 or not math.isfinite(deadline):
+        if not 0 < len(id) <= _ID_LIMIT or not _TRACEPARENT.fullmatch(trace) or not math.isfinite(deadline):
             raise ValueError("bad id, deadline or traceparent")
         return cls(id, deadline, trace)

@@ -61,7 +61,9 @@ class Wire:
                 )
         except TimeoutError:
             await wire.close()
-            raise ConnectionError(f"no NATS server answers at {', '.join(servers)} (waited {wait:g} s)") from None
+            # Without the password that a URL may hold.
+            places = ", ".join(re.sub("//.*@", "//", server) for server in servers)
+            raise ConnectionError(f"no NATS server answers at {places} (waited {wait:g} s)") from None
         wire._up.set()
         return wire
 

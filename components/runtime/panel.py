@@ -44,13 +44,15 @@ class Panel:
     async def open(cls, role: Role, topology: Topology, instance: str | None = None) -> AsyncIterator[Self]:
         """Connected to NATS and etcd; on the way out it leaves, drains and disconnects.
 
-        ``instance`` is the id to use; a fresh one if it is None. Raises ``ConnectionError``.
+        ``instance`` is the id to use; a fresh one if it is None. Raises ``ConnectionError``, or ``InstanceTaken``.
         """
         id = instance or f"{role}-{secrets.token_hex(4)}"
         bus = await Bus.connect(topology.nats.addresses, name=id, version=VERSION)
         try:
             registry = await Registry.connect(topology.etcd.addresses, topology.namespace)
             try:
+                if instance is not None:
+                    await registry.until_free(role, instance)
                 panel = cls(role, id, topology, bus, registry)
                 try:
                     yield panel

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from components.discovery import Registry
+from components.discovery import InstanceTaken, Registry
 from components.runtime.servers import EtcdServer, free_port
 from tests.discovery.helpers import connected, number, shows
 from tests.servers import ROOT, process
@@ -46,6 +46,17 @@ async def test_namespaces_do_not_see_each_other(shared_etcd: EtcdServer, registr
         await other.register("encode", "a", b"1")
         view = await registry.watch("encode", number)
         assert view.instances == {}
+
+
+async def test_an_id_is_free_once_its_owner_has_left(registry: Registry) -> None:
+    await registry.until_free("encode", "a")
+    owner = await registry.register("encode", "a", b"1")
+    await registry.register("encode", "ab", b"1")
+    with pytest.raises(InstanceTaken, match="as encode a;"):
+        await registry.until_free("encode", "a", seconds=0.3)
+    waiting = asyncio.create_task(registry.until_free("encode", "a"))
+    await owner.close()
+    await waiting
 
 
 async def test_wait_for_gives_up(registry: Registry) -> None:

@@ -107,6 +107,13 @@ def test_a_context_comes_out_as_it_went_in() -> None:
     assert (child.id, child.deadline) == (context.id, context.deadline)
 
 
+def test_a_trace_of_the_client_is_continued_if_it_is_one() -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert Context.new(5, traceparent=trace).traceparent == trace
+    for odd in ("", "x", "00-1-2-3", trace + "-extra", trace.upper()):
+        assert Context.from_headers(Context.new(5, traceparent=odd).headers()).traceparent != odd
+
+
 @given(st.binary(max_size=40))
 def test_context_headers_are_checked(data: bytes) -> None:
     text = data.decode("latin-1")
