@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Self, TypeVar, cast
@@ -11,8 +10,6 @@ from typing import Self, TypeVar, cast
 from components.discovery.etcd import Etcd, EtcdLost
 from components.discovery.registration import Registration
 from components.discovery.view import View
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

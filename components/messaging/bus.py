@@ -142,13 +142,14 @@ class Bus:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
-            if not self._wire.up or not len(self._links):
+            if not self._wire.up:
                 continue
             # Who does not hear himself cannot say that others are silent: NATS may have stalled, or the way to it.
             self._links.tick(audible=self._echoed)
             self._calls.ask_again()
             self._echoed = False
-            self._wire.send(f"{self._wire.inbox}.{_ECHO}", b"")
+            if len(self._links):
+                self._wire.send(f"{self._wire.inbox}.{_ECHO}", b"")
 
     async def _on_inbox(self, msg: Msg) -> None:
         if msg.subject.endswith(_ECHO):

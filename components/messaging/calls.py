@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 from collections import deque
 from typing import Any, Generic, Self, TypeVar
 
@@ -26,10 +25,8 @@ from components.messaging.frames import (
     unpack_calls,
     unpack_sent,
 )
-from components.messaging.links import BEAT, CALLEE_BEATS, Links
+from components.messaging.links import CALLEE_BEATS, Links
 from components.messaging.wire import Wire
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -130,7 +127,7 @@ class _Callee:
         return pack_taken([(number, call.received, call.allowed) for number, call in self.calls.items()])
 
     def _lost(self) -> None:
-        message = f"{self.subject} stopped answering ({CALLEE_BEATS * BEAT:g} s without a sign of life)"
+        message = f"{self.subject} has gone, or shows no sign of life"
         for call in list(self.calls.values()):
             call.fail(CallError("peer_lost", message, stage=call.stage, retryable=True))
 

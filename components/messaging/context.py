@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-_ID_LIMIT = 256
+_ID = re.compile(r"[!-~]{1,256}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -25,10 +25,13 @@ class Context:
     def new(cls, timeout: float, *, id: str = "", traceparent: str = "") -> Context:
         """A request that starts here and may take ``timeout`` seconds.
 
-        It continues the trace of ``traceparent`` if that is well formed, as W3C demands, else begins one.
+        An empty ``id`` becomes a fresh one; another must be visible ASCII. A well-formed ``traceparent`` (W3C's) is
+        continued, anything else becomes the beginning of a trace.
         """
         if not _TRACEPARENT.fullmatch(traceparent):
             traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        if id and not _ID.fullmatch(id):
+            raise ValueError(f"not an id of visible ASCII characters: {id[:50]!r}")
         return cls(id or secrets.token_hex(12), time.time() + timeout, traceparent)
 
     def remaining(self) -> float:
@@ -50,6 +53,6 @@ class Context:
             id, deadline, trace = headers["id"], float(headers["deadline"]), headers["traceparent"]
         except KeyError as error:
             raise ValueError(f"header {error} is missing") from None
-        if not 0 < len(id) <= _ID_LIMIT or not _TRACEPARENT.fullmatch(trace) or not math.isfinite(deadline):
+        if not _ID.fullmatch(id) or not _TRACEPARENT.fullmatch(trace) or not math.isfinite(deadline):
             raise ValueError("bad id, deadline or traceparent")
         return cls(id, deadline, trace)

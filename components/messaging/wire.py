@@ -8,7 +8,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -44,26 +44,29 @@ class Wire:
     async def connect(cls, servers: Sequence[str], *, name: str, wait: float) -> Wire:
         """Waits up to ``wait`` seconds for a server, then raises ``ConnectionError``; reconnects for ever later."""
         client = Client()
-        wire = cls(client)
-        try:
-            async with asyncio.timeout(wait):
-                await client.connect(
-                    servers=list(servers),
-                    name=name,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT_SECONDS,  # type: ignore[arg-type]  # annotated int, used as float
-                    # A half-open connection (a node that lost power) is noticed after three of these.
-                    ping_interval=5,
-                    pending_size=_PENDING_BYTES,
-                    error_cb=wire._on_error,
-                    disconnected_cb=wire._on_disconnected,
-                    reconnected_cb=wire._on_reconnected,
-                )
-        except TimeoutError:
-            await wire.close()
-            # Without the password that a URL may hold.
-            places = ", ".join(re.sub("//.*@", "//", server) for server in servers)
-            raise ConnectionError(f"no NATS server answers at {places} (waited {wait:g} s)") from None
+        async with AsyncExitStack() as stack:
+            wire = cls(client)
+            stack.push_async_callback(wire.close)
+            try:
+                async with asyncio.timeout(wait):
+                    await client.connect(
+                        servers=list(servers),
+                        name=name,
+                        max_reconnect_attempts=-1,
+                        reconnect_time_wait=_RECONNECT_SECONDS,  # type: ignore[arg-type]  # used as a float
+                        # A half-open connection (a node that lost power) is noticed after three of these.
+                        ping_interval=5,
+                        pending_size=_PENDING_BYTES,
+                        error_cb=wire._on_error,
+                        disconnected_cb=wire._on_disconnected,
+                        reconnected_cb=wire._on_reconnected,
+                    )
+            except TimeoutError:
+                # Without the password that a URL may hold.
+                places = ", ".join(re.sub("//.*@", "//", server) for server in servers)
+                reason = f": {client.last_error}" if client.last_error else ""
+                raise ConnectionError(f"no NATS server answers at {places} (waited {wait:g} s{reason})") from None
+            stack.pop_all()
         wire._up.set()
         return wire
 
