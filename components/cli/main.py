@@ -123,6 +123,22 @@ def chat(
         console.print(way.table(answer.hops))
 
 
+@app.command()
+def doctor(
+    config: Config = None,
+    model: Model = None,
+    sets: Sets = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    before: Annotated[bool, typer.Option("--before", help="With -c: could it start here? Not: does it run?")] = False,
+    lanes: Annotated[bool, typer.Option("--lanes/--no-lanes", help="Measure transfers between processes.")] = True,
+) -> None:
+    """Is this node fit to serve, and with -c: does that whole topology run? Says what to change; status 1 if not."""
+    topology = _load(config, sets, model__path=model)
+    # Imported here: no other command should wait for what the doctor needs.
+    command = importlib.import_module("components.doctor.command")
+    sys.exit(command.doctor(topology, deployment=config is not None and not before, lanes=lanes, json=json))
+
+
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
