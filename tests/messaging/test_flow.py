@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from components.messaging import Bus, CallError, Context
 from components.messaging.frames import WINDOW
@@ -34,6 +35,14 @@ async def test_a_stalled_reader_can_still_be_cancelled(caller: Bus, callee: Bus)
         await until(lambda: example.made >= WINDOW)
     await until(lambda: service.running == 0)
     assert example.events[-1] == "cleaned"
+
+
+async def test_a_frame_costs_little(caller: Bus, callee: Bus) -> None:
+    await callee.serve(SUBJECT, stage=STAGE, operations=Example().operations)
+    began = time.process_time()  # CPU time, both sides together: a busy machine does not make it more.
+    stream = caller.stream(SUBJECT, "count", Ask(5000), reply=Item, context=Context.new(60))
+    assert len([item async for item in stream]) == 5000
+    assert (time.process_time() - began) / 5000 < 100e-6
 
 
 async def test_a_drain_waits_for_what_runs_and_refuses_what_comes(caller: Bus, callee: Bus) -> None:

@@ -46,7 +46,7 @@ async def test_a_service_survives_whatever_comes(
     await callee.serve(SUBJECT, stage=STAGE, operations=Example().operations)
     messages: list[tuple[bytes, dict[str, str] | None, str]] = []
 
-    @settings(max_examples=300, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(frames, st.none() | headers, st.sampled_from(["", "_INBOX.x", "_INBOX.x.r1", "_INBOX.x.r-1", "_INBOX.x.l0"]))
     def collect(data: bytes, header: dict[str, str] | None, reply: str) -> None:
         messages.append((data, header, reply))
@@ -68,7 +68,7 @@ async def test_a_caller_survives_whatever_comes(
     await callee.serve(SUBJECT, stage=STAGE, operations=Example().operations)
     messages: list[bytes] = []
 
-    @settings(max_examples=300, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(frames)
     def collect(data: bytes) -> None:
         messages.append(data)
