@@ -30,6 +30,7 @@ from .errors import (
     RecordConsumed,
     TransferError,
 )
+from .lanes import Lane
 from .operations import ReadableOperation, ReadOperation, WritableOperation, WriteOperation
 from .pool import Pool, Slot
 from .record import RdmaMetadata, SerializedDescriptor, parse_record
@@ -49,6 +50,7 @@ __all__ = [
     "DeviceUnavailable",
     "Flow",
     "InvalidBuffer",
+    "Lane",
     "LeaseExpired",
     "OperationKind",
     "OperationStatus",

@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
 from . import cuda
@@ -17,6 +18,7 @@ from .counters import Counters
 from .descriptor import Buffers, Descriptor, as_list
 from .device import Device
 from .errors import ConnectorClosed, DeadlineExceeded, InvalidBuffer, TransferError
+from .lanes import Lane, measure
 from .lease import Exposure
 from .operations import (
     ActiveOperation,
@@ -28,7 +30,7 @@ from .operations import (
 )
 from .owner import OwnerThread
 from .pool import Pool, Slab
-from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor
+from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor, host_id
 from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .transfer import lane_of, match
@@ -98,6 +100,7 @@ class Connector:
         self._pump = _Pump()
         self._owner: OwnerThread | None = None
         self._pools: list[Pool] = []
+        self._lanes: tuple[Lane, ...] = ()
         self._closed = False
 
     # who this is
@@ -208,7 +211,7 @@ class Connector:
         where = Device(device)
         if self._device is None and not where.is_host and self._pump.core is None:
             self._device = where
-        slab = await asyncio.to_thread(Slab, size_bytes, where)
+        slab = await asyncio.to_thread(Slab, size_bytes, where, self._device or cuda.device_in_use())
         await self.keep_registered(slab.descriptor)
         pool = Pool(slab)
         self._pools.append(pool)
@@ -228,11 +231,23 @@ class Connector:
         """Make the agent now (about half a second) rather than in the first operation."""
         await self._call(lambda core: None)
 
+    async def self_test(self, devices: Sequence[str] | None = None) -> list[Lane]:
+        """Measure READ and WRITE between every two of ``devices`` (default: the host, and this connector's GPU),
+        against a process started for it. Logs each lane, warns of software paths; ``counters().lanes`` keeps the
+        result."""
+        if devices is None:
+            await self.start()
+            gpu = self._pump.core.agent.device if self._pump.core is not None else None
+            devices = ("cpu",) if gpu is None else ("cpu", str(gpu))
+        self._lanes = tuple(await measure(self, [str(Device(device)) for device in devices]))
+        return list(self._lanes)
+
     def counters(self) -> Counters:
         """A snapshot of gauges and totals; from any thread, without waiting."""
         size, used = sum(pool.size for pool in self._pools), sum(pool.used for pool in self._pools)
         core = self._pump.core
-        return Counters(pool_bytes=size, pool_used_bytes=used) if core is None else core.counters(size, used)
+        found = Counters(pool_bytes=size, pool_used_bytes=used) if core is None else core.counters(size, used)
+        return replace(found, lanes=self._lanes)
 
     async def close(self) -> None:
         """End every operation (``ConnectorClosed``, peers are told), wait a little for what cannot be recalled,
@@ -360,6 +375,7 @@ class Connector:
         return RdmaMetadata.model_construct(
             operation_kind=operation.kind,
             peer=self._name,
+            host=host_id(),
             generation=self._generation,
             notification_key=secrets.token_hex(KEY_BYTES),
             descriptors=tuple(items),

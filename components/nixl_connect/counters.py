@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .lanes import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Counters:
     pool_bytes: int = 0
     pool_used_bytes: int = 0
     ignored_notifications_total: int = 0
+    lanes: tuple[Lane, ...] = ()
+    """What the last self-test measured."""
     transfers: dict[Flow, Totals] = field(default_factory=dict)
     exposures_total: dict[str, int] = field(default_factory=dict)
     """Ended exposures by outcome: ``complete`` or the error's code."""

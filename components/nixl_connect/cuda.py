@@ -14,9 +14,13 @@ import sys
 from .device import Device
 from .errors import DeviceUnavailable
 
+_NOT_READY = 600
+_STREAM_NON_BLOCKING = 1
+_EVENT_DISABLE_TIMING = 2
+
 
 class Driver:
-    """The few calls of ``libcuda`` that contexts need. One instance a process: ``driver()``."""
+    """The few calls of ``libcuda`` that contexts and bounce buffers need. One instance a process: ``driver()``."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
@@ -40,6 +44,53 @@ class Driver:
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
             self._contexts[device.id] = context
         self._call("cuCtxSetCurrent", context)
+
+    # What follows works on the current context.
+
+    def allocate(self, size: int) -> int:
+        """Address of that many bytes of device memory."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        return address.value
+
+    def free(self, address: int) -> None:
+        self._call("cuMemFree_v2", ctypes.c_uint64(address))
+
+    def allocate_pinned(self, size: int) -> int:
+        """Address of that many bytes of host memory that devices reach at full speed."""
+        address = ctypes.c_void_p()
+        self._call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(size), 0)
+        return address.value or 0
+
+    def free_pinned(self, address: int) -> None:
+        self._call("cuMemFreeHost", ctypes.c_void_p(address))
+
+    def pin(self, address: int, size: int) -> None:
+        """Let devices reach this host memory at full speed, until the process ends."""
+        self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), 0)
+
+    def stream(self) -> ctypes.c_void_p:
+        made = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(made), _STREAM_NON_BLOCKING)
+        return made
+
+    def copy(self, target: int, source: int, size: int, stream: ctypes.c_void_p) -> None:
+        """Begin a copy between any two addresses of host or device."""
+        self._call("cuMemcpyAsync", ctypes.c_uint64(target), ctypes.c_uint64(source), ctypes.c_size_t(size), stream)
+
+    def event(self) -> ctypes.c_void_p:
+        made = ctypes.c_void_p()
+        self._call("cuEventCreate", ctypes.byref(made), _EVENT_DISABLE_TIMING)
+        return made
+
+    def record(self, event: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        self._call("cuEventRecord", event, stream)
+
+    def passed(self, event: ctypes.c_void_p) -> bool:
+        result = self._library.cuEventQuery(event)
+        if result not in (0, _NOT_READY):
+            raise DeviceUnavailable(f"cuEventQuery failed with CUDA error {result}")
+        return bool(result == 0)
 
 
 @functools.cache

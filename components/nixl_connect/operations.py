@@ -86,7 +86,7 @@ class Operation:
     def _raise_error(self) -> None:
         # A copy each time: a traceback on the stored error would tie operation, frames and memory into a cycle.
         if self._error is not None:
-            raise type(self._error)(*self._error.args) from self._error.__cause__
+            raise type(self._error)(*self._error.args)
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -105,6 +105,9 @@ class Operation:
 
     def ended(self, status: OperationStatus, error: TransferError | None, *, released: bool) -> None:
         if not self._status.is_terminal:
+            if error is not None:
+                # Frames of the owner thread hang on them, and those hold the operation: the message says it all.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
             self._seconds = time.perf_counter() - self._began
             self._error = error
             self._is_released = released

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from . import cuda
 from .descriptor import Descriptor
 from .device import Device
 from .errors import DeviceUnavailable, InvalidBuffer, PoolExhausted
@@ -21,7 +22,8 @@ ALIGNMENT = 256
 class Slab:
     """Memory of one device, prefaulted: the first touch of a page costs more than moving it."""
 
-    def __init__(self, size: int, device: Device) -> None:
+    def __init__(self, size: int, device: Device, gpu: Device | None) -> None:
+        """Host memory is pinned for ``gpu``, if there is one: copies between the two then run at full speed."""
         self.size, self.device = size, device
         self._tensor: Any = None
         self._array: np.ndarray[Any, Any] | None = None
@@ -31,6 +33,10 @@ class Slab:
             self._array = np.frombuffer(memory, dtype=np.uint8)
             self._array[:: mmap.PAGESIZE] = 0
             self.descriptor = Descriptor(self._array)
+            driver = cuda.driver()
+            if gpu is not None and driver is not None:
+                driver.make_current(gpu)
+                driver.pin(self.descriptor.ptr, size)
         else:
             try:
                 import torch

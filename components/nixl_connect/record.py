@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -26,6 +29,16 @@ DTYPES = frozenset(
     "float8_e4m3fn float8_e5m2 float16 bfloat16 float32 float64 complex64 complex128".split()
 )
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@/-]+$")]
+
+
+@functools.cache
+def host_id() -> str:
+    """The machine this process runs on, container or not: the same for all that can share memory."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = socket.gethostname()
+    return hashlib.blake2b(boot.encode(), digest_size=8).hexdigest()
 
 
 class _Record(BaseModel):
@@ -96,6 +109,7 @@ class RdmaMetadata(_Record):
     version: Literal[1] = 1
     operation_kind: OperationKind
     peer: Name
+    host: str = Field(pattern=r"^[0-9a-f]{16}$")
     generation: str = Field(pattern=r"^[0-9a-f]{16}$")
     notification_key: str = Field(pattern=r"^[0-9a-f]{32}$")
     descriptors: tuple[SerializedDescriptor, ...] = Field(min_length=1, max_length=1 << 16)

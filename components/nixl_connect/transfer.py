@@ -9,10 +9,10 @@ quarantine, with its buffers held, until NIXL says that it is terminal.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from .agent import Agent, Progress, Span
 from .counters import Flow, Tally
@@ -30,14 +30,17 @@ from .errors import (
     RecordConsumed,
     TransferError,
 )
+from .lanes import WATCHED_BYTES, advice, is_software
 from .lease import Front
+from .moves import Move, Mover
 from .owner import Timer
 from .peers import Peer
-from .record import RdmaMetadata
+from .record import RdmaMetadata, host_id
 from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .wire import Kind, Message, Reason
 
+logger = logging.getLogger(__name__)
 EARLY_READ_S = 1.0
 """A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
 that its owner has unregistered would break the connection for everybody else on it."""
@@ -74,9 +77,12 @@ class Transfer:
     ) -> None:
         self.number, self.record, self.peer, self.hold = number, record, peer, hold
         self.buffers = list(hold.buffers)
+        self.same_host = record.host == host_id()
+        self.lane = lane_of(self.buffers, record)
         self.deadline, self.front, self.kind = deadline, front, record.operation_kind
         self.key = bytes.fromhex(record.notification_key)
         self.started = time.monotonic()
+        self.staged = staged
         self.granted = False
         self.over = False
         self.claimed = False
@@ -85,12 +91,8 @@ class Transfer:
         self.posting = self.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
         self.unposted: set[int] = set(range(len(self.buffers)))
         self.waiting: list[list[int]] = [] if staged else [list(range(len(self.buffers)))]
-        self.handles: set[Any] = set()
+        self.moves: set[Move] = set()
         self.timers: list[Timer] = []
-
-    @property
-    def lane(self) -> str:
-        return lane_of(self.buffers, self.record)
 
     @property
     def size(self) -> int:
@@ -98,9 +100,13 @@ class Transfer:
 
 
 def lane_of(buffers: Iterable[Descriptor], record: RdmaMetadata) -> str:
+    """The lane's name: kind of memory here and there, ``+staged`` through bounce buffers, ``@net`` between hosts."""
     here = {"cpu" if buffer.device.is_host else "cuda" for buffer in buffers}
     there = {item.device.partition(":")[0] for item in record.descriptors}
-    return f"{'+'.join(sorted(here))}-{'+'.join(sorted(there))}"
+    name = f"{'+'.join(sorted(here))}-{'+'.join(sorted(there))}"
+    if record.host != host_id():
+        return f"{name}@net"
+    return name if here == there else f"{name}+staged"
 
 
 class Transfers:
@@ -113,13 +119,15 @@ class Transfers:
         peer_broke: Callable[[Peer, str], None],
     ) -> None:
         self._agent, self._tally, self._at, self._send = agent, tally, at, send
+        self.mover = Mover(agent)
         self._peer_broke = peer_broke
         self._transfers: dict[tuple[bytes, int], Transfer] = {}
         self._numbers = itertools.count(1)
         self._introduction = agent.metadata()
+        self._slow: set[tuple[OperationKind, str]] = set()
 
-        self._moving: dict[Any, Transfer] = {}
-        """NIXL's handle → whose it is, for every handle that is not known to be terminal"""
+        self._moving: dict[Move, Transfer] = {}
+        """Moves that are not known to be over → whose they are"""
         self.in_flight = 0
         """Transfers whose operation has not ended."""
 
@@ -180,9 +188,10 @@ class Transfers:
         for transfer in list(self._transfers.values()):
             if not transfer.over:
                 self._end(transfer, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"))
-            for handle in list(transfer.handles):
-                self._release(handle, transfer)
+            for move in list(transfer.moves):
+                self._release(move, transfer)
             self._settle(transfer)
+        self.mover.close()
 
     # what the peer says
 
@@ -223,33 +232,33 @@ class Transfers:
 
     def poll(self) -> bool:
         happened = False
-        for handle, transfer in list(self._moving.items()):
-            if handle not in self._moving:
-                continue
-            try:
-                progress = self._agent.check(handle, transfer.peer.identity)
-            except TransferError as error:
-                self._broke(transfer, handle, error)
+        for move, transfer in list(self._moving.items()):
+            if move in self._moving and self._look(move, transfer):
                 happened = True
-                continue
-            if progress is not Progress.MOVING:
-                happened = True
-                self._terminal(transfer, handle, progress)
         return happened
 
-    def _terminal(self, transfer: Transfer, handle: Any, progress: Progress) -> None:
+    def _look(self, move: Move, transfer: Transfer) -> bool:
+        """True when the move is over, and what follows from it has been done."""
+        try:
+            progress = move.check()
+        except TransferError as error:
+            self._broke(transfer, move, error)
+            return True
+        if progress is Progress.MOVING:
+            return False
         if progress is Progress.FAILED:
-            self._broke(transfer, handle, BackendFailed("the backend reports a failed transfer"))
-            return
-        self._release(handle, transfer)
+            self._broke(transfer, move, BackendFailed("the backend reports a failed transfer"))
+            return True
+        self._release(move, transfer)
         if transfer.over:
             self._settle(transfer)
         else:
             self._maybe_complete(transfer)
+        return True
 
-    def _broke(self, transfer: Transfer, handle: Any | None, error: TransferError) -> None:
-        if handle is not None:
-            self._release(handle, transfer)
+    def _broke(self, transfer: Transfer, move: Move | None, error: TransferError) -> None:
+        if move is not None:
+            self._release(move, transfer)
         if not transfer.over:
             self._end(transfer, OperationStatus.ERRORED, error)
         else:
@@ -295,22 +304,18 @@ class Transfers:
             local.append((buffer.ptr, buffer.size, part.local_device.id))
             remote.append((item.ptr, item.size, part.remote_device.id))
         try:
-            handle = self._agent.prepare(transfer.kind, local, part.local_device, remote, part.remote_device, identity)
+            move = self.mover.begin(
+                transfer.kind, local, part.local_device, remote, part.remote_device, identity, transfer.same_host
+            )
         except TransferError as error:
             self._broke(transfer, None, error)
             return
-        transfer.handles.add(handle)
-        self._moving[handle] = transfer
-        try:
-            progress = self._agent.post(handle, identity)
-        except TransferError as error:
-            self._broke(transfer, handle, error)
-            return
-        if progress is not Progress.MOVING:
-            self._terminal(transfer, handle, progress)
+        transfer.moves.add(move)
+        self._moving[move] = transfer
+        self._look(move, transfer)
 
     def _maybe_complete(self, transfer: Transfer) -> None:
-        if transfer.over or transfer.handles or transfer.waiting or transfer.unposted or not transfer.granted:
+        if transfer.over or transfer.moves or transfer.waiting or transfer.unposted or not transfer.granted:
             return
         # A process that was stopped may find its bytes landed long after the peer took the memory back.
         if time.monotonic() > transfer.deadline:
@@ -331,37 +336,57 @@ class Transfers:
             timer.cancel()
         transfer.timers.clear()
         transfer.waiting.clear()
+        for move in transfer.moves:
+            move.stop()
         seconds = time.monotonic() - transfer.started
         outcome = "complete" if error is None else error.code
         self._tally.transfer(
             Flow(transfer.kind.name.lower(), transfer.lane, outcome), transfer.size if error is None else 0, seconds
         )
         if error is None:
+            self._watch_lane(transfer, seconds)
             self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
             transfer.claimed = False
-        if not transfer.handles:
+        if not transfer.moves:
             transfer.hold.release()  # before anybody hears of the end, so that who does finds the memory free
-        transfer.front.ended(status, error, released=not transfer.handles)
+        transfer.front.ended(status, error, released=not transfer.moves)
         if isinstance(error, Cancelled | ConnectorClosed):
             transfer.reason = Reason.CANCELLED
         elif isinstance(error, DeadlineExceeded):
             transfer.reason = Reason.DEADLINE
         self._settle(transfer)
 
+    def _watch_lane(self, transfer: Transfer, seconds: float) -> None:
+        """Say once for each kind and lane that it runs in software: nothing else would."""
+        if transfer.size < WATCHED_BYTES or not transfer.same_host or (transfer.kind, transfer.lane) in self._slow:
+            return
+        devices = [str(buffer.device) for buffer in transfer.buffers] + [i.device for i in transfer.record.descriptors]
+        # A staged operation waits for whoever posts its parts: its time says nothing about the lane.
+        rate = transfer.size / seconds / 1e9
+        if not transfer.staged and is_software(devices, rate):
+            self._slow.add((transfer.kind, transfer.lane))
+            logger.warning(
+                "%s %s at %.2f GB/s is a software path. %s",
+                transfer.kind.name,
+                transfer.lane,
+                rate,
+                "; ".join(advice()),
+            )
+
     def _settle(self, transfer: Transfer) -> None:
         """Tell the peer and give the buffers back, once NIXL can no longer touch them."""
-        if transfer.handles or self._transfers.pop((transfer.key, transfer.number), None) is None:
+        if transfer.moves or self._transfers.pop((transfer.key, transfer.number), None) is None:
             return
         if transfer.claimed:
             self._send(transfer.peer.identity, Message(Kind.END, transfer.key, transfer.number, transfer.reason))
         transfer.hold.release()
         transfer.front.released()
 
-    def _release(self, handle: Any, transfer: Transfer) -> None:
-        transfer.handles.discard(handle)
-        self._moving.pop(handle, None)
+    def _release(self, move: Move, transfer: Transfer) -> None:
+        transfer.moves.discard(move)
+        self._moving.pop(move, None)
         try:
-            self._agent.release(handle, transfer.peer.identity)
+            move.release()
         except TransferError:
             # Terminal, yet not freed: NIXL keeps it until the agent goes. Nothing of ours depends on it.
             self._tally.refused["handle_release"] = self._tally.refused.get("handle_release", 0) + 1

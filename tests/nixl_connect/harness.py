@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from components import nixl_connect as nc
+from components.nixl_connect import cuda
 from components.nixl_connect.wire import Kind, decode
 
 STEPS = ("load", "claim", "prepare", "post", "check", "grant", "done")
@@ -116,6 +117,28 @@ class Commands:
             index += 1
         return good and index > 0
 
+    async def expose_on(self, number: int, device: str, sizes: list[int]) -> str:
+        """As ``expose``, of torch tensors on a device; buffer ``i`` holds ``pattern(size, number + i)``."""
+        import torch
+
+        tensors = [torch.from_numpy(pattern(size, number + i)).to(device) for i, size in enumerate(sizes)]
+        _synchronize(device)
+        operation = await self.connector.create_readable([nc.Descriptor(tensor) for tensor in tensors], lease=60.0)
+        self.operations[number] = operation
+        return operation.metadata().model_dump_json()
+
+    async def accept_on(self, number: int, device: str, sizes: list[int]) -> str:
+        import torch
+
+        self.tensors = [torch.zeros(size, dtype=torch.uint8, device=device) for size in sizes]
+        _synchronize(device)
+        operation = await self.connector.create_writable([nc.Descriptor(tensor) for tensor in self.tensors], lease=60.0)
+        self.operations[number] = operation
+        return operation.metadata().model_dump_json()
+
+    async def written_on(self, seed: int) -> bool:
+        return all(np.array_equal(t.cpu().numpy(), pattern(len(t), seed + i)) for i, t in enumerate(self.tensors))
+
     async def begin_read(self, number: int, record: str, seed: int, **options: Any) -> None:
         slot = self.pool.allocate(sum(item.size for item in nc.parse_record(record).descriptors))
         operation = await self.connector.begin_read(nc.parse_record(record), slot.descriptor, **options)
@@ -181,8 +204,17 @@ class Commands:
         await self.connector.close()
 
 
-def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, str]) -> None:
+def _synchronize(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, str], device: str | None) -> None:
     os.environ.update(environment)
+    if "WITHOUT_CUDA_CONTEXT" in os.environ:
+        cuda.Driver.make_current = lambda self, device: None  # type: ignore[method-assign]
     lock = threading.Lock()
 
     def say(what: Any) -> None:
@@ -191,7 +223,7 @@ def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, 
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        async with nc.Connector(name) as connector:
+        async with nc.Connector(name, device=device) as connector:
             commands = Commands(connector, await connector.create_pool(pool_bytes), say)
             say(("ready", None))
             tasks = set()
@@ -227,10 +259,12 @@ ERRORS = {
 class Remote:
     """The other process, as the test sees it."""
 
-    def __init__(self, name: str, pool_bytes: int, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, pool_bytes: int, environment: dict[str, str], device: str | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, pool_bytes, environment), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, name, pool_bytes, environment, device), daemon=True
+        )
         self._process.start()
         theirs.close()
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -312,9 +346,9 @@ class Remote:
 
 @contextlib.asynccontextmanager
 async def remote(
-    name: str = "remote", pool: int = 32 << 20, env: dict[str, str] | None = None
+    name: str = "remote", pool: int = 32 << 20, env: dict[str, str] | None = None, device: str | None = None
 ) -> AsyncIterator[Remote]:
-    other = Remote(name, pool, env or {})
+    other = Remote(name, pool, env or {}, device)
     try:
         yield await other.ready()
     finally:

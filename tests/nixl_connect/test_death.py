@@ -95,9 +95,7 @@ async def test_the_active_side_is_killed(connector: Connector, kind: str, step: 
         operation = await make(slot.descriptor, lease=LEASE)
         slot.release()
         await other.halt_before(step)
-        other.begin(
-            f"begin_{kind}", number=1, record=operation.metadata().model_dump_json(), seed=3, deadline=DEADLINE
-        )
+        other.begin(f"begin_{kind}", number=1, record=operation.metadata().model_dump_json(), seed=3, deadline=DEADLINE)
         await other.until_halted()
         other.kill()
         error = await end_of(operation)
