@@ -44,7 +44,9 @@ def choose(topology: Topology, say: Callable[[str], None]) -> Topology:
     frontend = topology.frontend
     for port in range(frontend.port, frontend.port + frontend.replicas):
         if problem := _problem(frontend.host, port):
-            raise PortError(f"port {port} {problem}: choose another with --port N (make: PORT=N, setting: frontend.port)")
+            raise PortError(
+                f"port {port} {problem}: choose another with --port N (make: PORT=N, setting: frontend.port)"
+            )
     taken = set(range(frontend.port, frontend.port + frontend.replicas))
     embedded = []
     if not topology.nats.servers:

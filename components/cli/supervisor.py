@@ -37,6 +37,7 @@ _STABLE_SECONDS = 60.0
 _GRACE_SECONDS = 2.0
 _PATIENCE_SECONDS = 2.0
 _SERVER_CHECK_SECONDS = 0.5
+_SERVER_PAUSE_SECONDS = 5.0
 _LOG_BYTES = 32 * 2**20
 
 
@@ -94,6 +95,11 @@ class Supervisor:
         self._keepers += [asyncio.create_task(self._keep(slot)) for slot in self.slots]
         if self.topology.frontend.replicas:
             await self._answers()
+        return True
+
+    async def serve(self) -> Literal[True]:
+        """Starts again what dies; ends only by cancellation, or with what cannot be helped."""
+        await asyncio.gather(*self._keepers)
         return True
 
     async def drain(self) -> Literal[True]:
@@ -161,7 +167,11 @@ class Supervisor:
             await asyncio.sleep(_SERVER_CHECK_SECONDS)
             if server.pid is None:
                 self.board.say(f"{server.name}: ended, starts again", "yellow")
-                await self._start_server(server)
+                try:
+                    await self._start_server(server)
+                except StartError as error:  # somebody took its port meanwhile; it may come free
+                    self.board.say(str(error), "red")
+                    await asyncio.sleep(_SERVER_PAUSE_SECONDS)
 
     def _environment(self, role: Role) -> dict[str, str]:
         # The settings are in the file that each child gets; a variable would be applied a second time over it.

@@ -77,7 +77,7 @@ async def run_stack(topology: Topology, board: Board, verbose: bool, session: Se
             return 1
         status = await _until(signals.first, session(supervisor))
         if status is not None and not once:
-            await signals.first.wait()
+            await _until(signals.first, supervisor.serve())
         board.say("draining (once more to end at once)", "dim")
         if await _until(signals.second, supervisor.drain()) is None:
             board.say("ended at once", "yellow")

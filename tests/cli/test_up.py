@@ -111,7 +111,9 @@ def test_a_used_http_port_is_said_before_anything_starts(start: Start, folder: P
         port = taken.getsockname()[1]
         stack = start("up", "--port", str(port))
         assert stack.end() == 1
-    assert stack.lines == [f"port {port} is already in use: choose another with --port N (make: PORT=N, setting: frontend.port)"]
+    assert stack.lines == [
+        f"port {port} is already in use: choose another with --port N (make: PORT=N, setting: frontend.port)"
+    ]
     assert not (folder / ".triptych").exists()
 
 
