@@ -1,0 +1,108 @@
+"""A topology of stand-ins on real servers: all there, one missing, one dead and listed, one of another release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from components.config import Topology
+from components.discovery import Registry
+from components.doctor.deployment import check_deployment
+from components.doctor.examine import examine_deployment
+from components.doctor.finding import Level
+from components.protocol import ROLES, VERSION, Instance, Role
+from components.runtime import Panel
+from components.runtime.servers import EtcdServer, NatsServer, free_port
+from tests.servers import ROOT, process
+
+
+@pytest.fixture
+def topology(request: pytest.FixtureRequest, shared_nats: NatsServer, shared_etcd: EtcdServer) -> Topology:
+    return Topology.model_validate(
+        {
+            "namespace": request.node.name.replace("_", "-"),
+            "nats": {"servers": (shared_nats.url,)},
+            "etcd": {"endpoints": (shared_etcd.endpoint,)},
+        }
+    )
+
+
+@pytest_asyncio.fixture
+async def running(topology: Topology) -> AsyncIterator[AsyncExitStack]:
+    """One of each role."""
+    async with AsyncExitStack() as stack:
+        for role in ROLES:
+            await serve(stack, topology, role)
+        yield stack
+
+
+async def serve(stack: AsyncExitStack, topology: Topology, role: Role) -> None:
+    panel = await stack.enter_async_context(Panel.open(role, topology))
+    await panel.serve({})
+
+
+async def levels(topology: Topology) -> dict[str, Level]:
+    return {each.check: each.level for each in await check_deployment(topology)}
+
+
+async def test_all_are_there(topology: Topology, running: AsyncExitStack) -> None:
+    assert await levels(topology) == dict.fromkeys(ROLES, "ok")
+
+
+async def test_a_role_that_nobody_plays(topology: Topology) -> None:
+    async with AsyncExitStack() as stack:
+        for role in ROLES[1:]:
+            await serve(stack, topology, role)
+        assert await levels(topology) == {**dict.fromkeys(ROLES, "ok"), ROLES[0]: "fail"}
+
+
+async def test_fewer_than_the_topology_says(topology: Topology, running: AsyncExitStack) -> None:
+    more = topology.model_copy(update={"decode": topology.decode.model_copy(update={"replicas": 2})})
+    assert (await levels(more))["decode"] == "warn"
+
+
+async def test_registered_and_silent_or_of_another_release(topology: Topology, running: AsyncExitStack) -> None:
+    registry = await Registry.connect(topology.etcd.addresses, topology.namespace)
+    for id, protocol in (("dead", VERSION), ("old", VERSION + 1)):
+        subject = f"triptych.{topology.namespace}.encode.{id}"
+        instance = Instance(role="encode", id=id, subject=subject, host="elsewhere", pid=7, protocol=protocol)
+        await registry.register("encode", id, msgspec.json.encode(instance))
+    found = {each.check: each for each in await check_deployment(topology)}
+    await registry.close()
+    assert found["encode dead"].level == "fail"
+    assert "process 7" in found["encode dead"].change
+    assert found["encode old"].level == "fail"
+    assert "same release" in found["encode old"].change
+    assert found["encode"].level == "ok"
+
+
+async def test_no_servers() -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    topology = Topology.model_validate({"nats": {"servers": (f"nats://{nowhere}",)}, "etcd": {"endpoints": (nowhere,)}})
+    found = await examine_deployment(topology)
+    assert [(each.check, each.level) for each in found] == [("nats", "fail"), ("etcd", "fail")]
+
+
+async def test_the_command(topology: Topology, tmp_path: Path) -> None:
+    """The exit status and the JSON agree; what is wrong is in both."""
+    path = tmp_path / "topology.yaml"
+    path.write_text(
+        f"namespace: {topology.namespace}\nnats: {{servers: ['{topology.nats.servers[0]}']}}\n"
+        f"etcd: {{endpoints: ['{topology.etcd.endpoints[0]}']}}\nmodel: {{path: {ROOT}/docs}}\n"
+    )
+    arguments = ["doctor", "--json", "--no-lanes", "-c", str(path)]
+    async with process("components.cli", *arguments) as doctor:
+        lines = []
+        while line := await doctor.line(60):
+            lines.append(line)
+        status = await doctor.ended()
+    said = json.loads("".join(lines))
+    failed = {each["check"] for each in said["findings"] if each["level"] == "fail"}
+    assert (status, said["fit"]) == (1, False)
+    assert failed >= {"model", *ROLES}
