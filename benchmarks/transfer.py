@@ -5,9 +5,11 @@
     python -m benchmarks.transfer --against dynamo                   dynamo.nixl_connect as well, where it is installed
     python -m benchmarks.transfer --json out.json --plot out.png
 
-*Raw* is NIXL used as well as it can be: descriptors prepared once, one transfer handle posted again and again, a spinning
-poll. *Ours* is what an application does: ``begin_read`` or ``begin_write`` with a fresh record each time, until
-``wait_for_completion`` returns, on the event loop. Making and carrying the record is the other side's and not in the time.
+*Raw* is NIXL used as well as it can be: descriptors prepared once, one transfer handle posted again and again, a
+spinning poll. *Ours* is what an application does: ``begin_read`` or ``begin_write`` with a fresh record each time,
+until
+``wait_for_completion`` returns, on the event loop. Making and carrying the record is the other side's and not in the
+time.
 """
 
 from __future__ import annotations

@@ -27,42 +27,26 @@ def on(device: str, values: list[np.ndarray]) -> list[torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize(("here", "there"), list(itertools.product(DEVICES, DEVICES)))
-async def test_bytes_between_every_two_devices(here: str, there: str) -> None:
-    gpu_here = here if here != "cpu" else "cuda:0"
-    gpu_there = there if there != "cpu" else None
-    async with Connector("here", device=gpu_here) as connector, remote(device=gpu_there) as other:
-        record = parse_record(await other.ask("expose_on", number=1, device=there, sizes=SIZES))
-        targets = on(here, [np.zeros(size, np.uint8) for size in SIZES])
-        read = await connector.begin_read(record, [Descriptor(target) for target in targets])
-        await read.wait_for_completion()
-        assert all(
-            np.array_equal(t.cpu().numpy(), pattern(s, 1 + i))
-            for i, (t, s) in enumerate(zip(targets, SIZES, strict=True))
-        )
-        assert read.lane.endswith("+staged") is ((here == "cpu") != (there == "cpu"))
+async def test_bytes_between_every_two_devices() -> None:
+    """Of two processes, each of which has its agent on a GPU of its own and memory on all of them."""
+    async with Connector("here", device="cuda:0") as connector, remote(device=DEVICES[-1]) as other:
+        for here, there in itertools.product(DEVICES, DEVICES):
+            record = parse_record(await other.ask("expose_on", number=1, device=there, sizes=SIZES))
+            targets = on(here, [np.zeros(size, np.uint8) for size in SIZES])
+            read = await connector.begin_read(record, [Descriptor(target) for target in targets])
+            await read.wait_for_completion()
+            for index, target in enumerate(targets):
+                assert np.array_equal(target.cpu().numpy(), pattern(SIZES[index], 1 + index)), (here, there, index)
+            assert read.lane.endswith("+staged") is ((here == "cpu") != (there == "cpu"))
 
-        record = parse_record(await other.ask("accept_on", number=2, device=there, sizes=SIZES))
-        sources = on(here, [pattern(size, 40 + i) for i, size in enumerate(SIZES)])
-        write = await connector.begin_write([Descriptor(source) for source in sources], record, staged=True)
-        for index in (2, 0, 1):
-            write.post(index)
-        await write.wait_for_completion()
-        assert await other.ask("wait", number=2) == "COMPLETE"
-        assert await other.ask("written_on", seed=40)
-
-
-@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs")
-async def test_one_process_with_two_gpus() -> None:
-    async with Connector("here", device="cuda:0") as connector, remote(device="cuda:1") as other:
-        for device in ("cuda:1", "cuda:0"):
-            record = parse_record(await other.ask("expose_on", number=1, device="cuda:1", sizes=SIZES))
-            targets = on(device, [np.zeros(size, np.uint8) for size in SIZES])
-            await (await connector.begin_read(record, [Descriptor(t) for t in targets])).wait_for_completion()
-            assert all(
-                np.array_equal(t.cpu().numpy(), pattern(s, 1 + i))
-                for i, (t, s) in enumerate(zip(targets, SIZES, strict=True))
-            )
+            record = parse_record(await other.ask("accept_on", number=2, device=there, sizes=SIZES))
+            sources = on(here, [pattern(size, 40 + i) for i, size in enumerate(SIZES)])
+            write = await connector.begin_write([Descriptor(source) for source in sources], record, staged=True)
+            for index in (2, 0, 1):
+                write.post(index)
+            await write.wait_for_completion()
+            assert await other.ask("wait", number=2) == "COMPLETE"
+            assert await other.ask("written_on", seed=40), (here, there)
 
 
 async def rate(connector: Connector, other: Remote, there: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 
 import numpy as np
@@ -58,6 +59,22 @@ async def test_many_buffers_of_one_tensor_written_part_by_part(connector: Connec
     assert await other.ask("wait", number=1) == "COMPLETE"
     assert await other.ask("written", number=1, seed=100)
     assert connector.counters().registrations == 1
+
+
+async def test_parts_posted_before_the_grant_all_land(connector: Connector, other: Remote) -> None:
+    """The peer is stopped, so that every part is posted, each by itself, before its answer to the claim comes."""
+    count, size = 6, 4096
+    record = parse_record(await other.ask("accept", number=1, sizes=[size] * count))
+    parts = [Descriptor(pattern(size, 30 + index)) for index in range(count)]
+    other.signal(signal.SIGSTOP)
+    operation = await connector.begin_write(parts, record, staged=True)
+    for index in range(count):
+        operation.post(index)
+    assert operation.status is not OperationStatus.COMPLETE
+    other.signal(signal.SIGCONT)
+    await operation.wait_for_completion()
+    assert await other.ask("wait", number=1) == "COMPLETE"
+    assert await other.ask("written", number=1, seed=30)
 
 
 async def test_a_staged_write_moves_nothing_by_itself_and_is_not_complete_before_its_last_part(

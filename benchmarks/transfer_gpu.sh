@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# The whole data plane on a machine with two GPUs, in about three minutes: correctness, lanes, and speed beside raw NIXL
+# and a plain peer copy.      benchmarks/transfer_gpu.sh OUTPUT_DIRECTORY
+set -u
+out=${1:?where to write}
+export PYTHONUNBUFFERED=1 UCX_WARN_UNUSED_ENV_VARS=n
+bench() { # name, seconds, prefix…: the benchmark under a time limit, its table on screen, all of it in a file
+    local name=$1 limit=$2
+    shift 2
+    echo "== $name"
+    timeout "$limit" "$@" --json "$out/$name.json" >"$out/$name.log" 2>&1 || echo "$name: exit $?"
+    sed -n '/raw us/,$p' "$out/$name.log"
+    grep '^copy' "$out/$name.log"
+}
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+nvidia-smi topo -m | head -4
+run=(python3 -m benchmarks.transfer)
+bench gpu-gpu 70 "${run[@]}" --pairs cuda:0,cuda:1 --max-bytes $((1 << 30)) --copy --extra
+bench same-gpu 40 "${run[@]}" --pairs cuda:0,cuda:0 --max-bytes $((1 << 30)) --quick --copy --extra
+bench host-gpu 60 "${run[@]}" --pairs cpu,cuda:0 cuda:0,cpu --max-bytes $((64 << 20)) --bytes-per-point 5e8 --quick --copy --extra
+bench host-two-cores 60 taskset -c 0,1 "${run[@]}" --max-bytes $((64 << 20)) --bytes-per-point 2e9 --idle-seconds 3
+echo "== tests"
+timeout 90 python3 -m pytest tests/nixl_connect/test_gpu.py -q -s -p no:cacheprovider >"$out/tests.log" 2>&1
+grep -aE "Lane\(|GB/s with|passed|failed|Error" "$out/tests.log" | cut -c1-220
