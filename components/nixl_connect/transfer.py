@@ -204,7 +204,6 @@ class Transfers:
             transfer.granted = True
             transfer.front.moved(OperationStatus.IN_PROGRESS)
             self._post_waiting(transfer)
-            self._maybe_complete(transfer)
         return True
 
     def refused(self, message: Message, peer: Peer) -> bool:
@@ -287,13 +286,15 @@ class Transfers:
 
     def _post_waiting(self, transfer: Transfer) -> None:
         transfer.posting = True
-        waiting, transfer.waiting = transfer.waiting, []
-        for indices in waiting:
-            transfer.unposted.difference_update(indices)
-            for part in _parts(transfer, indices):
+        # A group leaves ``waiting`` after all of it is posted: one that lands at once must not be taken for the last.
+        while transfer.waiting:
+            transfer.unposted.difference_update(transfer.waiting[0])
+            for part in _parts(transfer, transfer.waiting[0]):
                 if transfer.over:
                     return
                 self._post(transfer, part)
+            transfer.waiting.pop(0)
+        self._maybe_complete(transfer)
 
     def _post(self, transfer: Transfer, part: Part) -> None:
         identity = transfer.peer.identity

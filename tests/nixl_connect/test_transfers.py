@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from components import nixl_connect as nc
 from components.nixl_connect import Connector, Descriptor, OperationStatus, RdmaMetadata, parse_record
+from components.nixl_connect.agent import Progress
+from components.nixl_connect.moves import Direct
 
 from .harness import Remote, at_rest, pattern, until
 
@@ -61,8 +64,21 @@ async def test_many_buffers_of_one_tensor_written_part_by_part(connector: Connec
     assert connector.counters().registrations == 1
 
 
-async def test_parts_posted_before_the_grant_all_land(connector: Connector, other: Remote) -> None:
-    """The peer is stopped, so that every part is posted, each by itself, before its answer to the claim comes."""
+async def test_parts_posted_before_the_grant_all_land(
+    connector: Connector, other: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part is posted, each by itself, before the stopped peer answers the claim; and each has landed by the time
+    it is first looked at, as on a fast lane or when the owner thread is held up. It completed after the first of them.
+    """
+    look = Direct.check
+
+    def look_late(move: Direct) -> Progress:
+        until_late = time.monotonic() + 5.0
+        while (progress := look(move)) is Progress.MOVING and time.monotonic() < until_late:
+            pass
+        return progress
+
+    monkeypatch.setattr(Direct, "check", look_late)
     count, size = 6, 4096
     record = parse_record(await other.ask("accept", number=1, sizes=[size] * count))
     parts = [Descriptor(pattern(size, 30 + index)) for index in range(count)]
