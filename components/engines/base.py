@@ -2,8 +2,8 @@
 
 An engine does the arithmetic and owns the memory the arithmetic writes to: the encode engine fills a buffer that the
 encode panel exposes, the prefill engine puts the prompt's KV where the decode engine said, the decode engine holds the
-KV and turns it into tokens. How a KV gets from one to the other is the engines' own affair: ``target`` is opaque to
-the panels.
+KV and turns it into tokens. How a KV gets from one to the other is the engines' own affair: ``source``, what prefill
+tells decode beforehand, and ``target``, what decode answers, are opaque to the panels.
 """
 
 from __future__ import annotations
@@ -71,12 +71,19 @@ class EncodeEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageRows:
-    """One picture's embedding in ``slot``, (tokens, width) of the engine's ``EmbeddingFormat``, and its grid."""
+class ImageInfo:
+    """What is known of a picture before its embedding is here; ``content_hash`` is its content's name."""
 
-    slot: Slot
     grid: Grid
     tokens: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class ImageRows(ImageInfo):
+    """One picture's embedding in ``slot``: (tokens, width) of the engine's ``EmbeddingFormat``."""
+
+    slot: Slot
 
 
 @dataclass(frozen=True)
@@ -90,10 +97,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class FirstToken:
-    """What prefill hands on: the first token and the rotary position it takes.
+    """What prefill hands on: the first token and the rotary position it takes (0 if the decode engine finds it itself).
 
     ``compute_seconds`` is the forward pass, ``kv_bytes`` what was written to the decode worker, ``kv_seconds`` from the
-    first layer's post to the last layer's landing, ``lane`` how the bytes went.
+    first layer's post to the last layer's landing, ``lane`` how the bytes went. ``handover`` is for an engine whose
+    decode half must be told what is known only now; opaque to the panels.
     """
 
     token: int
@@ -102,6 +110,7 @@ class FirstToken:
     kv_bytes: int
     kv_seconds: float
     lane: str
+    handover: bytes = b""
 
 
 class PrefillEngine(Protocol):
@@ -118,6 +127,10 @@ class PrefillEngine(Protocol):
 
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         """Repeat the i-th image placeholder ``tokens[i]`` times; raises EngineError when the counts do not match."""
+        ...
+
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+        """What ``DecodeEngine.reserve`` must be told of this engine and a prompt; ``token_ids`` are not expanded."""
         ...
 
     async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
@@ -155,8 +168,8 @@ class DecodeEngine(Protocol):
         """Raises EngineError ``prompt_too_long`` when there is no room for a single new token after the prompt."""
         ...
 
-    async def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation:
-        """Wait for KV memory, in order of asking, and expose it to be written."""
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+        """Wait for KV memory, in order of asking, and expose it to the prefill engine that says ``source``."""
         ...
 
     def generate(

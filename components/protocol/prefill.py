@@ -21,10 +21,15 @@ class PrefillRequest(Message):
 
 
 class ReserveRequest(Message):
-    """Asks for KV memory for ``prompt_tokens`` tokens (images expanded) of the request that ``attempt`` names."""
+    """Asks for KV memory for ``prompt_tokens`` tokens (images expanded) of the request that ``attempt`` names.
+
+    ``source`` is what the prefill engine tells the decode engine of itself and of the prompt; its form is the engines'.
+    For the transformers engine it is empty.
+    """
 
     attempt: str
     prompt_tokens: Count
+    source: bytes = b""
 
 
 class Reservation(Message):
@@ -40,12 +45,11 @@ class Prefilled(Message):
     """The KV of the whole prompt is in the decode worker's memory, and this is the first token.
 
     ``next_position`` is the rotary position of the first generated token (M-RoPE: less than the token count when the
-    prompt holds pictures). ``grids`` are the (t, h, w) patch grids of the images, for engines whose decode needs them.
+    prompt holds pictures).
     """
 
     first_token: Count
     prompt_tokens: Count
     image_tokens: Count
     next_position: Count
-    grids: tuple[tuple[int, int, int], ...] = ()
     hops: tuple[Hop, ...] = ()

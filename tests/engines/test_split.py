@@ -20,6 +20,7 @@ from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.decode import TransformersDecodeEngine
 from components.engines.transformers.encode import TransformersEncodeEngine
 from components.engines.transformers.prefill import TransformersPrefillEngine
+from components.media import content_hash
 from components.nixl_connect import Connector, Pool
 from components.protocol import Sampling
 from tests.model import MODEL
@@ -43,7 +44,10 @@ class Engines:
         slots = [self.pool.allocate(image.tokens * self.encode.format.row_bytes) for image in images]
         if images:
             self.encode.encode(images, slots)
-        return tuple(ImageRows(slot, image.grid, image.tokens) for slot, image in zip(slots, images, strict=True))
+        return tuple(
+            ImageRows(image.grid, image.tokens, content_hash(data), slot)
+            for data, slot, image in zip(pictures, slots, images, strict=True)
+        )
 
     async def first(
         self, token_ids: list[int], pictures: list[bytes], sampling: Sampling
@@ -51,7 +55,7 @@ class Engines:
         rows = self.embed(pictures)
         try:
             expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
-            reservation = await self.decode.reserve(len(expanded), sampling.max_tokens)
+            reservation = await self.decode.reserve(len(expanded), sampling, b"")
 
             async def target() -> bytes:
                 return reservation.target
@@ -225,7 +229,7 @@ async def test_a_cancelled_prefill_gives_everything_back(engines: Engines, refer
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_target_of_another_layout_is_refused(engines: Engines, reference: Reference) -> None:
     _, ids = ask(reference, "What do you see?", 0)
-    reservation = await engines.decode.reserve(len(ids) + 1, 8)
+    reservation = await engines.decode.reserve(len(ids) + 1, greedy, b"")
 
     async def target() -> bytes:
         return reservation.target

@@ -7,20 +7,22 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from components.engines.base import DecodeEngine, Reservation
 from components.messaging import CallError
-from components.protocol import ErrorCode
+from components.protocol import ErrorCode, Sampling
 
 
 class Attempt:
     """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over.
 
-    ``max_tokens`` is cut to what the context has room for once the prompt's length is known.
+    ``sampling.max_tokens`` is cut to what the context has room for once the prompt's length is known.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, sampling: Sampling) -> None:
         self.id = secrets.token_hex(12)
-        self.max_tokens = max_tokens
+        self.sampling = sampling
         self.reserving: asyncio.Task[Reservation] | None = None
 
     @property
@@ -41,8 +43,8 @@ class Attempts:
         return len(self._open)
 
     @asynccontextmanager
-    async def open(self, max_tokens: int) -> AsyncIterator[Attempt]:
-        attempt = Attempt(max_tokens)
+    async def open(self, sampling: Sampling) -> AsyncIterator[Attempt]:
+        attempt = Attempt(sampling)
         self._open[attempt.id] = attempt
         try:
             yield attempt
@@ -54,13 +56,14 @@ class Attempts:
                 if not isinstance(outcome, BaseException):
                     outcome.release()
 
-    async def reserve(self, id: str, prompt_tokens: int) -> bytes:
+    async def reserve(self, id: str, prompt_tokens: int, source: bytes) -> bytes:
         """The target for attempt ``id``'s KV; waits for memory. Raises CallError, EngineError."""
         attempt = self._open.get(id)
         if attempt is None or attempt.reserving is not None:
             raise CallError(ErrorCode.CANCELLED, "this attempt is over, or has its memory already")
         self._engine.check(prompt_tokens)
         # Only here is it known how much of the context the pictures have left for the answer.
-        attempt.max_tokens = min(attempt.max_tokens, self._engine.max_context - prompt_tokens)
-        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.max_tokens))
+        room = self._engine.max_context - prompt_tokens
+        attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
+        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source))
         return (await attempt.reserving).target

@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
-import msgspec
-
 from components.config import Topology
 from components.engines.base import DecodeEngine
 from components.engines.load import engine
@@ -56,7 +54,8 @@ class DecodeService:
 
     async def reserve(self, request: ReserveRequest, context: Context) -> Reservation:
         with as_call_errors():
-            return Reservation(target=await self._attempts.reserve(request.attempt, request.prompt_tokens))
+            target = await self._attempts.reserve(request.attempt, request.prompt_tokens, request.source)
+        return Reservation(target=target)
 
     async def generate(self, request: GenerateRequest, context: Context) -> AsyncGenerator[GenerateItem, None]:
         if request.model != self._model:
@@ -83,11 +82,10 @@ class DecodeService:
                 image_tokens=prefilled.image_tokens,
                 hops=(*prefilled.hops, *hops(trace)),
             )
-            sampling = msgspec.structs.replace(request.sampling, max_tokens=attempt.max_tokens)
             began, count = time.perf_counter(), 0
             with as_call_errors():
                 tokens = self._engine.generate(
-                    attempt.reservation, prefilled.first_token, prefilled.next_position, sampling
+                    attempt.reservation, prefilled.first_token, prefilled.next_position, attempt.sampling
                 )
                 async with aclosing(tokens):
                     async for ids in tokens:
@@ -95,7 +93,7 @@ class DecodeService:
                         yield Tokens(ids=tuple(ids))
             trace.add("decode", time.perf_counter() - began)
         yield GenerateDone(
-            finish_reason="length" if count == sampling.max_tokens else "stop",
+            finish_reason="length" if count == attempt.sampling.max_tokens else "stop",
             usage=Usage(
                 prompt_tokens=prefilled.prompt_tokens, completion_tokens=count, image_tokens=prefilled.image_tokens
             ),
@@ -112,7 +110,7 @@ class DecodeService:
 
         async def ask(prefiller: Instance) -> tuple[Attempt, Prefilled]:
             async with AsyncExitStack() as trying:
-                attempt = await trying.enter_async_context(self._attempts.open(request.sampling.max_tokens))
+                attempt = await trying.enter_async_context(self._attempts.open(request.sampling))
                 prefilled = await self._bus.call(
                     prefiller.subject,
                     "prefill",
@@ -153,7 +151,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         await panel.serve(
             {
                 "generate": operation(GenerateRequest, service.generate),
-                "reserve": operation(ReserveRequest, service.reserve),
+                # A request that runs here needs it, also while this worker drains.
+                "reserve": operation(ReserveRequest, service.reserve, inner=True),
             },
             model=topology.model.name,
             engine=topology.engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from components.engines.base import EmbeddingFormat, EngineError, ImageRows
+from components.engines.base import EmbeddingFormat, EngineError, ImageInfo, ImageRows
 from components.messaging import Bus, CallError, Context
 from components.nixl_connect import Connector, Pool, PoolExhausted, RdmaMetadata, Slot
 from components.protocol import Embedding, EncodeRequest, Hop
@@ -37,19 +37,19 @@ class ImageReader:
         self._deadline = deadline
 
     async def read(
-        self, index: int, request: EncodeRequest, tokens: asyncio.Future[int], context: Context
+        self, index: int, request: EncodeRequest, info: asyncio.Future[ImageInfo], context: Context
     ) -> ReadImage:
         """Another encode instance is tried when one dies or fails for a reason of its own. Raises CallError.
 
         ``index`` is the picture's place in the request, for errors to name it.
 
-        ``tokens`` is set as soon as an encode worker has answered, before the rows are here: from then on the length of
+        ``info`` is set as soon as an encode worker has answered, before the rows are here: from then on the length of
         the prompt is known.
         """
 
         async def attempt(subject: str) -> ReadImage:
             with as_call_errors():
-                return await self._read(subject, request, tokens, context)
+                return await self._read(subject, request, info, context)
 
         try:
             return await self._encoders.attempt(lambda encoder: attempt(encoder.subject))
@@ -59,7 +59,7 @@ class ImageReader:
             raise
 
     async def _read(
-        self, subject: str, request: EncodeRequest, tokens: asyncio.Future[int], context: Context
+        self, subject: str, request: EncodeRequest, info: asyncio.Future[ImageInfo], context: Context
     ) -> ReadImage:
         trace = Trace("prefill")
         # The embedding is exposed for as long as this call is open.
@@ -70,14 +70,16 @@ class ImageReader:
                 embedding = await anext(answers)
             self._check(embedding)
             count = embedding.shape[0]
-            if not tokens.done():
-                tokens.set_result(count)
-            elif tokens.result() != count:
-                raise EngineError("internal", "two encode workers disagree about the size of a picture's embedding")
+            found = ImageInfo(embedding.grid, count, embedding.content_hash)
+            if not info.done():
+                info.set_result(found)
+            elif info.result() != found:
+                raise EngineError("internal", "two encode workers disagree about a picture")
             with trace.step("read embedding") as step:
                 slot, step.lane = await self._transfer(embedding)
                 step.bytes = count * self._format.row_bytes
-        return ReadImage(ImageRows(slot, embedding.grid, count), (*embedding.hops, *hops(trace)))
+        rows = ImageRows(embedding.grid, count, embedding.content_hash, slot)
+        return ReadImage(rows, (*embedding.hops, *hops(trace)))
 
     def _check(self, embedding: Embedding) -> None:
         """Refuse what would be misread, before any memory is taken for it."""

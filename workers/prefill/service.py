@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from components.config import Topology
-from components.engines.base import PrefillEngine, Prompt
+from components.engines.base import ImageInfo, PrefillEngine, Prompt
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -41,17 +41,18 @@ class PrefillService:
         if request.model != self._model:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
         trace = Trace("prefill")
-        counts = [asyncio.get_running_loop().create_future() for _ in request.images]
+        answers = [asyncio.get_running_loop().create_future() for _ in request.images]
         reads = [
-            asyncio.create_task(self._images.read(index, EncodeRequest(model=self._model, image=image), count, context))
-            for index, (image, count) in enumerate(zip(request.images, counts, strict=True))
+            asyncio.create_task(self._images.read(index, EncodeRequest(model=self._model, image=image), info, context))
+            for index, (image, info) in enumerate(zip(request.images, answers, strict=True))
         ]
         try:
-            tokens = await asyncio.gather(*map(_count, counts, reads))
+            infos = await asyncio.gather(*map(_answered, answers, reads))
             with as_call_errors():
-                token_ids = self._engine.expand(request.token_ids, tokens)
+                token_ids = self._engine.expand(request.token_ids, [info.tokens for info in infos])
             self._check_length(len(token_ids))
-            reserving = asyncio.create_task(self._reserve(request, len(token_ids), context))
+            source = self._engine.source(request.token_ids, infos)
+            reserving = asyncio.create_task(self._reserve(request, len(token_ids), source, context))
             try:
                 images = await asyncio.gather(*reads)
                 prompt = Prompt(token_ids, tuple(image.rows for image in images), request.sampling)
@@ -64,9 +65,8 @@ class PrefillService:
             return Prefilled(
                 first_token=first.token,
                 prompt_tokens=len(token_ids),
-                image_tokens=sum(tokens),
+                image_tokens=sum(info.tokens for info in infos),
                 next_position=first.next_position,
-                grids=tuple(image.rows.grid for image in images),
                 hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
             )
         finally:
@@ -80,12 +80,12 @@ class PrefillService:
                 f"{self._engine.max_context} is the most.",
             )
 
-    async def _reserve(self, request: PrefillRequest, prompt_tokens: int, context: Context) -> bytes:
+    async def _reserve(self, request: PrefillRequest, prompt_tokens: int, source: bytes, context: Context) -> bytes:
         """Where the asking decode worker wants the KV."""
         reservation = await self._bus.call(
             request.reserve_subject,
             "reserve",
-            ReserveRequest(attempt=request.attempt, prompt_tokens=prompt_tokens),
+            ReserveRequest(attempt=request.attempt, prompt_tokens=prompt_tokens, source=source),
             reply=Reservation,
             context=context,
             stage="decode",
@@ -93,13 +93,13 @@ class PrefillService:
         return reservation.target
 
 
-async def _count(count: asyncio.Future[int], read: asyncio.Task[ReadImage]) -> int:
-    """A picture's tokens as soon as they are known; raises what ``read`` raises when that comes first."""
-    either: list[asyncio.Future[int] | asyncio.Task[ReadImage]] = [count, read]
+async def _answered(info: asyncio.Future[ImageInfo], read: asyncio.Task[ReadImage]) -> ImageInfo:
+    """What a picture's encode worker answers, as soon as it does; raises what ``read`` raises when that comes first."""
+    either: list[asyncio.Future[ImageInfo] | asyncio.Task[ReadImage]] = [info, read]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not count.done():
+    if not info.done():
         read.result()
-    return await count
+    return await info
 
 
 async def _release(reads: list[asyncio.Task[ReadImage]]) -> None:

@@ -94,12 +94,13 @@ class TransformersDecodeEngine:
         if prompt_tokens >= self.max_context:
             raise EngineError(
                 "prompt_too_long",
-                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is {self.max_context}.",
+                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is "
+                f"{self.max_context}.",
             )
 
-    async def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
         # Whole blocks: what is left between two requests stays big enough for a third.
-        blocks = -(-(prompt_tokens + max_tokens) // self._block)
+        blocks = -(-(prompt_tokens + sampling.max_tokens) // self._block)
         runs = await self.pool.acquire(blocks * self._block)
         try:
             pieces = self.pool.pieces(head(runs, prompt_tokens))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from components.engines.base import EngineError, FirstToken, Prompt
+from components.engines.base import EngineError, FirstToken, ImageInfo, Prompt
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.kv import KVPool, Run, cut
 from components.engines.transformers.positions import expand, mrope_positions
@@ -98,6 +98,9 @@ class TransformersPrefillEngine:
 
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         return expand(token_ids, self.image_token_id, tokens)
+
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+        return b""  # the decode engine exposes memory; whoever holds its record may write
 
     async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
         task = asyncio.ensure_future(self._prefill(prompt, target))
