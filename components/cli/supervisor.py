@@ -190,6 +190,8 @@ class Supervisor:
         command += ["--id", f"{slot.name}-{secrets.token_hex(2)}"]
         if slot.role == "frontend":
             command += ["--set", f"frontend.port={self.topology.frontend.port + slot.index}"]
+        if devices := getattr(getattr(self.topology, slot.role), "devices", ()):
+            command += ["--set", f"{slot.role}.device={devices[slot.index % len(devices)]}"]
         self.board.set(slot.name, "starting")
         child = await Child.start(command, self._environment(slot.role), self._writer(slot.name))
         self._children[slot] = child

@@ -29,5 +29,6 @@ Seconds = Annotated[float, Field(gt=0.0)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 # Strict mode would refuse the list that YAML gives.
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
+Devices = Annotated[tuple[Device, ...], Field(strict=False)]
 # One token of a NATS subject and one part of an etcd key.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
