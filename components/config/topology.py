@@ -192,7 +192,7 @@ class Topology(Section):
     """All settings of one deployment; every process of it reads the same file."""
 
     namespace: Name = Field(default="default", description="Keeps deployments apart that share NATS and etcd.")
-    engine: Literal["transformers"] = Field(
+    engine: Literal["transformers", "sglang"] = Field(
         default="transformers", description="What computes: see `docs/architecture.md`."
     )
     drain_seconds: Seconds = Field(

@@ -1,0 +1,92 @@
+"""One request inside SGLang, between its event loop and the panel's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from components.engines.base import EngineError
+
+_ABORT_SECONDS = 1.0
+"""An aborted request ends within some 15 ms, unless the abort overtook it on its way to the scheduler."""
+
+
+class Finish(msgspec.Struct):
+    """Why a request ended, in SGLang's words: ``type`` is ``stop``, ``length`` or ``abort``."""
+
+    type: str
+    message: str = ""
+    matched: object = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """New tokens of one request; ``finish`` comes with the last."""
+
+    tokens: list[int]
+    finish: Finish | None
+
+
+class Stream:
+    """A request that the engine works on from now on, read or not, until it ends or ``close`` aborts it."""
+
+    def __init__(self, engine: Any, loop: asyncio.AbstractEventLoop, request: dict[str, Any]) -> None:
+        # The scheduler aborts by prefix: with ids of one length no request takes another with it.
+        self._id = secrets.token_hex(16)
+        self._engine = engine
+        self._engine_loop = loop
+        self._loop = asyncio.get_running_loop()
+        self._outputs: asyncio.Queue[Output | EngineError | None] = asyncio.Queue()
+        self._pump = asyncio.run_coroutine_threadsafe(self._run(request), loop)
+        self._pump.add_done_callback(lambda _: self._put(None))
+        self._closing: asyncio.Task[None] | None = None
+
+    async def outputs(self) -> AsyncGenerator[Output, None]:
+        """Raises EngineError when the engine refuses the request or ends it for a reason of its own."""
+        while (output := await self._outputs.get()) is not None:
+            if isinstance(output, EngineError):
+                raise output
+            if output.finish is not None and output.finish.type == "abort":
+                raise EngineError("transfer_failed", f"SGLang ended it: {output.finish.message}", retryable=True)
+            yield output
+        await asyncio.wrap_future(self._pump)
+
+    def fail(self, error: EngineError) -> None:
+        """Ends ``outputs`` with ``error``: the engine will not answer any more."""
+        self._outputs.put_nowait(error)
+        self._pump.cancel()
+
+    async def close(self) -> None:
+        """Returns when the engine has let go of the request; at once if it is over."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if not self._pump.done():
+            # Abort first: SGLang 0.5.17 forgets a request whose task is cancelled, and computes it to its end.
+            self._engine_loop.call_soon_threadsafe(self._abort)
+            await asyncio.wait([asyncio.wrap_future(self._pump)], timeout=_ABORT_SECONDS)
+            self._engine_loop.call_soon_threadsafe(self._abort)
+            self._pump.cancel()
+
+    def _abort(self) -> None:
+        self._engine.tokenizer_manager.abort_request(rid=self._id)
+
+    async def _run(self, request: dict[str, Any]) -> None:
+        try:
+            async for chunk in await self._engine.async_generate(**request, rid=self._id, stream=True):
+                reason = chunk["meta_info"]["finish_reason"]
+                finish = None if reason is None else msgspec.convert(reason, Finish)
+                self._put(Output(chunk["output_ids"], finish))
+        except ValueError as error:
+            # What SGLang refuses it refuses so; whatever got here was made by our panels.
+            raise EngineError("internal", f"SGLang refuses the request: {error}") from error
+
+    def _put(self, output: Output | None) -> None:
+        self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
