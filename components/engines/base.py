@@ -173,9 +173,11 @@ class DecodeEngine(Protocol):
         ...
 
     def generate(
-        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling
+        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling, handover: bytes
     ) -> AsyncGenerator[list[int], None]:
         """Wait until the KV has landed, then yield new tokens, ``first_token`` first.
+
+        ``first_token``, ``next_position`` and ``handover`` are the prefill engine's ``FirstToken``.
 
         Ends after a stop token (not yielded) or ``sampling.max_tokens`` tokens. Closing the iterator takes the request
         out of the batch.

@@ -45,11 +45,13 @@ class Prefilled(Message):
     """The KV of the whole prompt is in the decode worker's memory, and this is the first token.
 
     ``next_position`` is the rotary position of the first generated token (M-RoPE: less than the token count when the
-    prompt holds pictures).
+    prompt holds pictures). ``handover`` is what else the decode engine must be told; its form is the engines', and most
+    need none.
     """
 
     first_token: Count
     prompt_tokens: Count
     image_tokens: Count
     next_position: Count
+    handover: bytes = b""
     hops: tuple[Hop, ...] = ()

@@ -73,7 +73,8 @@ class Engines:
     async def answer(self, token_ids: list[int], pictures: list[bytes], sampling: Sampling) -> list[int]:
         reservation, first, _ = await self.first(token_ids, pictures, sampling)
         tokens: list[int] = []
-        async with aclosing(self.decode.generate(reservation, first.token, first.next_position, sampling)) as stream:
+        stream = self.decode.generate(reservation, first.token, first.next_position, sampling, first.handover)
+        async with aclosing(stream):
             async for new in stream:
                 tokens += new
         reservation.release()
@@ -206,7 +207,7 @@ async def test_a_reader_that_leaves_gives_everything_back(engines: Engines, refe
     _, ids = ask(reference, "What do you see?", 0)
     long = Sampling(max_tokens=1000, temperature=0.0, ignore_eos=True)
     reservation, first, _ = await engines.first(ids, [], long)
-    async with aclosing(engines.decode.generate(reservation, first.token, first.next_position, long)) as stream:
+    async with aclosing(engines.decode.generate(reservation, first.token, first.next_position, long, b"")) as stream:
         async for _ in stream:
             break
     reservation.release()

@@ -85,7 +85,11 @@ class DecodeService:
             began, count = time.perf_counter(), 0
             with as_call_errors():
                 tokens = self._engine.generate(
-                    attempt.reservation, prefilled.first_token, prefilled.next_position, attempt.sampling
+                    attempt.reservation,
+                    prefilled.first_token,
+                    prefilled.next_position,
+                    attempt.sampling,
+                    prefilled.handover,
                 )
                 async with aclosing(tokens):
                     async for ids in tokens:

@@ -67,6 +67,7 @@ class PrefillService:
                 prompt_tokens=len(token_ids),
                 image_tokens=sum(info.tokens for info in infos),
                 next_position=first.next_position,
+                handover=first.handover,
                 hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
             )
         finally:

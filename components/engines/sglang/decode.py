@@ -78,7 +78,7 @@ class SGLangDecodeEngine:
             return RoomReservation(room, stream, stack.pop_all())
 
     async def generate(
-        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling
+        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling, handover: bytes
     ) -> AsyncGenerator[list[int], None]:
         # ``first_token`` comes once more, from this engine; what prefill says of a request that it aborted is not to be
         # trusted. The position SGLang knows from the grids.

@@ -113,7 +113,7 @@ class TransformersDecodeEngine:
         return KVReservation(self.pool, runs, prompt_tokens, operation)
 
     async def generate(
-        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling
+        self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling, handover: bytes
     ) -> AsyncGenerator[list[int], None]:
         assert isinstance(reservation, KVReservation)
         try:
