@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.config.types import Bytes, Count, Device, Name, Port, Positive, Seconds, Strings
+from components.config.types import Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -142,6 +142,10 @@ class Media(Section):
 class Encode(Section):
     replicas: Count = Field(default=1, description="Processes.")
     device: Device = Field(default="auto", description="`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if there is one.")
+    devices: Devices = Field(
+        default=(),
+        description="Devices that `triptych up` deals to the replicas in turn. Empty: all of them run on `device`.",
+    )
     threads: Positive = Field(
         default_factory=_half_the_cores, description="CPU threads for tensors. Left out: half of the cores."
     )
@@ -159,6 +163,10 @@ class Encode(Section):
 class Prefill(Section):
     replicas: Count = Field(default=1, description="Processes.")
     device: Device = Field(default="auto", description="`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if there is one.")
+    devices: Devices = Field(
+        default=(),
+        description="Devices that `triptych up` deals to the replicas in turn. Empty: all of them run on `device`.",
+    )
     threads: Positive = Field(
         default_factory=_half_the_cores, description="CPU threads for tensors. Left out: half of the cores."
     )
@@ -169,6 +177,10 @@ class Prefill(Section):
 class Decode(Section):
     replicas: Count = Field(default=1, description="Processes.")
     device: Device = Field(default="auto", description="`cpu`, `cuda`, `cuda:N`, or `auto`: the GPU if there is one.")
+    devices: Devices = Field(
+        default=(),
+        description="Devices that `triptych up` deals to the replicas in turn. Empty: all of them run on `device`.",
+    )
     threads: Positive = Field(
         default_factory=_half_the_cores, description="CPU threads for tensors. Left out: half of the cores."
     )
@@ -192,8 +204,9 @@ class Topology(Section):
     """All settings of one deployment; every process of it reads the same file."""
 
     namespace: Name = Field(default="default", description="Keeps deployments apart that share NATS and etcd.")
-    engine: Literal["transformers", "sglang"] = Field(
-        default="transformers", description="What computes: see `docs/architecture.md`."
+    engine: Literal["transformers", "sglang", "tensorrt-llm"] = Field(
+        default="transformers",
+        description="What computes: `transformers`, `sglang` or `tensorrt-llm`, see `docs/engines.md`.",
     )
     drain_seconds: Seconds = Field(
         default=30.0, description="How long running requests may go on after a stop signal before they are cut."

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class EngineModule(Protocol):
-    """What ``components.engines.<name>`` offers. Each raises ValueError for a model that the engine does not serve."""
+    """What an engine's package offers. Each raises ValueError for a model that the engine does not serve."""
 
     def encode_engine(self, topology: Topology) -> EncodeEngine: ...
 
@@ -22,6 +22,9 @@ class EngineModule(Protocol):
     def decode_engine(self, topology: Topology, connector: Connector) -> DecodeEngine: ...
 
 
+_FOLDERS = {"transformers": "transformers", "sglang": "sglang", "tensorrt-llm": "trtllm"}
+
+
 def engine(topology: Topology) -> EngineModule:
     """``topology.engine`` is one of the names that ``components.config`` admits."""
-    return cast(EngineModule, import_module(f"components.engines.{topology.engine}"))
+    return cast(EngineModule, import_module(f"components.engines.{_FOLDERS[topology.engine]}"))

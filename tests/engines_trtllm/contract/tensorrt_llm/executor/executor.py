@@ -1,0 +1,2 @@
+class CppExecutorError(RuntimeError):
+    """The engine is gone."""

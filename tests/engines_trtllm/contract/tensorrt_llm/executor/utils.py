@@ -1,0 +1,2 @@
+class RequestError(RuntimeError):
+    """This request has failed."""
