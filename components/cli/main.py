@@ -11,13 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from components.cli import demo, role, way
+from components.cli import demo, role, survey, way
 from components.cli.board import Board
 from components.cli.chat import ChatError, ask
 from components.cli.supervisor import Supervisor
 from components.cli.up import run_stack
 from components.config import ConfigError, Topology, load
-from components.protocol import Role
+from components.protocol import ROLES, Role
 
 app = typer.Typer(
     help="Chat with images, served by encode, prefill and decode workers that scale apart.",
@@ -88,6 +88,27 @@ def run(
 ) -> None:
     """Run one role alone: what compose, Slurm and Kubernetes start."""
     sys.exit(role.start(name, _load(config, sets, model__path=model), instance))
+
+
+@app.command()
+def status(
+    name: Annotated[Role | None, typer.Argument(metavar="[ROLE]", help="Without it: all of them.")] = None,
+    config: Config = None,
+    sets: Sets = None,
+    here: Annotated[bool, typer.Option("--here", help="Only instances of this host or container.")] = False,
+    wait: Annotated[float, typer.Option(help="Longest time to wait for an answer, in seconds.")] = 5.0,
+) -> None:
+    """Ask every registered instance whether it answers and what it holds; status 1 unless there is one and all do."""
+    topology = _load(config, sets)
+    roles = ROLES if name is None else (name,)
+    try:
+        reports = asyncio.run(survey.ask_all(topology, roles, survey.this_host() if here else None, wait))
+    except ConnectionError as error:
+        sys.exit(str(error))
+    if not reports:
+        sys.exit(f"no {name or 'instance'} is registered{' from this host' if here else ''}")
+    Console().print(survey.table(reports))
+    sys.exit(any(report.held is None for report in reports))
 
 
 @app.command()

@@ -27,7 +27,7 @@ class Report:
     problem: str = ""
 
 
-async def survey(topology: Topology, roles: Sequence[Role], host: str | None, seconds: float) -> list[Report]:
+async def ask_all(topology: Topology, roles: Sequence[Role], host: str | None, seconds: float) -> list[Report]:
     """Asks every registered instance of ``roles``, all at once; with ``host`` only those that run there.
 
     Raises ``ConnectionError`` if NATS or etcd is not there after ``seconds``.
