@@ -21,10 +21,10 @@ HASH := $(VERSION)-$(shell cat pyproject.toml $(PINS) | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(HASH)
 DEVELOP := $(VENV)/.develop-$(HASH)
 
-.PHONY: help install demo test lint evaluate clean
+.PHONY: help install demo test test-multinode lint evaluate clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
 	@echo "$(BIN)/triptych is ready"
@@ -34,6 +34,10 @@ demo: $(RUNTIME) ## start everything, ask about a picture, show the way the requ
 
 test: lint ## everything that CI runs
 	@$(BIN)/pytest
+
+test-multinode: $(DEVELOP) ## three hosts as network namespaces, NIXL over TCP between them; as root
+	@[ "$$(id -u)" = 0 ] || { echo "namespaces need root: sudo make test-multinode"; exit 1; }
+	@TRIPTYCH_MULTINODE=1 $(BIN)/pytest -s tests/nodes/test_multinode.py
 
 lint: $(DEVELOP) ## ruff and mypy
 	@$(BIN)/ruff check

@@ -160,6 +160,24 @@ def doctor(
     sys.exit(command.doctor(topology, deployment=config is not None and not before, lanes=lanes, json=json))
 
 
+@app.command()
+def nodes(
+    node_list: Annotated[Path, typer.Option("--nodes", "-n", help="Which machine runs what: docs/deploy-cluster.md.")],
+    config: Config = None,
+    model: Model = None,
+    sets: Sets = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look whether every node is fit.")] = False,
+    lanes: Annotated[bool, typer.Option("--lanes/--no-lanes", help="Measure transfers on every node first.")] = True,
+) -> None:
+    """Run one topology over several machines, by ssh or srun; Ctrl-C drains it and ends everything there."""
+    command = importlib.import_module("components.nodes.command")
+    overrides = [*(sets or ()), *([f"model.path={model}"] if model else ())]
+    try:
+        sys.exit(command.run(config, overrides, node_list, check=check, lanes=lanes))
+    except ConfigError as error:
+        sys.exit(str(error))
+
+
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

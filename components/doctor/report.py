@@ -21,7 +21,7 @@ def is_fit(findings: Sequence[Finding]) -> bool:
     return all(each.level != "fail" for each in findings)
 
 
-def show(findings: Sequence[Finding], console: Console) -> None:
+def table(findings: Sequence[Finding]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column("check", no_wrap=True)
     table.add_column("level", no_wrap=True)
@@ -32,7 +32,11 @@ def show(findings: Sequence[Finding], console: Console) -> None:
         if each.change:
             says.append(f"\n→ {each.change}", style="bold")
         table.add_row(each.check, Text(mark, style=style), says)
-    console.print(table)
+    return table
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    console.print(table(findings))
     bad, doubtful = (sum(each.level == level for each in findings) for level in ("fail", "warn"))
     verdict = "fit" if is_fit(findings) else "not fit"
     console.print(Text(f"{verdict}: {bad} failed, {doubtful} to look at, {len(findings)} checked"))

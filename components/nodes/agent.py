@@ -1,0 +1,173 @@
+"""What ``triptych nodes`` starts on each machine: takes commands from standard input, answers on standard output.
+
+Both are JSON, an object a line. It lives no longer than its input: when the connection that started it ends, for
+whatever reason, it drains what it runs and ends, so that nothing has to be found and killed on a remote machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# etcd3's generated code needs it before protobuf is first imported, whoever imports that.
+os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+
+from rich.console import Console
+
+from components.cli.board import Board
+from components.cli.supervisor import StartError, Supervisor
+from components.config import Topology
+from components.doctor.examine import examine_node
+from components.doctor.finding import Finding
+from components.doctor.servers import check_etcd, check_nats, check_port, listening
+from components.protocol import ROLES
+from components.runtime.servers import EtcdServer, NatsServer, Server, ServerError
+
+_LOOK_SECONDS = 0.5
+
+
+def say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+class _Reporter(Board):
+    """The supervisor's board, at the other end of the connection."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True))
+
+    def set(self, name: str, state: str) -> None:
+        say(log=f"{name:11} | {state}")
+
+    def say(self, text: str, style: str = "") -> None:
+        say(log=text)
+
+
+class Agent:
+    def __init__(self, name: str) -> None:
+        self._state = Path(".triptych") / "nodes" / name
+        self._servers: list[Server] = []
+        self._supervisor: Supervisor | None = None
+        self._keeping: list[asyncio.Task[Any]] = []
+
+    async def check(self, topology: Topology, address: str, servers: bool, lanes: bool) -> list[Finding]:
+        """Is this machine fit for its share?"""
+        roles = [role for role in ROLES if getattr(topology, role).replicas]
+        ports = [check_port(*each) for each in listening(topology, roles, servers, address)]
+        return [*ports, *await examine_node(topology, lanes=lanes)]
+
+    async def serve(self, topology: Topology, address: str) -> None:
+        """NATS and etcd for everybody, started again when they die."""
+        for folder in ("nats", "etcd"):
+            shutil.rmtree(self._state / folder, ignore_errors=True)  # what an earlier run left
+        self._servers = [
+            NatsServer(topology.nats.port, self._state / "nats", host=address),
+            EtcdServer(topology.etcd.port, topology.etcd.peer_port, self._state / "etcd", host=address),
+        ]
+        await asyncio.gather(*(server.start() for server in self._servers))
+        self._keeping += [asyncio.create_task(self._keep(server)) for server in self._servers]
+
+    async def _keep(self, server: Server) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if server.pid is None:
+                say(log=f"{server.name} ended and starts again")
+                await server.start()
+
+    async def reach(self, topology: Topology) -> list[Finding]:
+        """Are the servers in reach from here, and do the clocks agree?"""
+        found = [await check_nats(address) for address in topology.nats.addresses]
+        for endpoint in topology.etcd.addresses:
+            found += await check_etcd(endpoint)
+        return found
+
+    async def start(self, topology: Topology) -> None:
+        """Returns once every role here is registered and, where a frontend is, every panel is there."""
+        self._supervisor = Supervisor(topology, self._state, _Reporter(), verbose=True)
+        await self._supervisor.start()
+        self._keeping.append(asyncio.create_task(self._supervisor.serve()))
+
+    async def drain(self) -> None:
+        if self._supervisor is not None:
+            await self._supervisor.drain()
+
+    async def close(self) -> None:
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        if self._supervisor is not None:
+            await self._supervisor.kill()
+        await asyncio.gather(*(server.stop() for server in self._servers))
+
+    async def do(self, command: dict[str, Any]) -> dict[str, Any]:
+        """One command; the answer carries its number."""
+        name = command["do"]
+        topology = Topology.model_validate_json(json.dumps(command["topology"]))
+        if name == "check":
+            found = await self.check(topology, command["address"], command["servers"], command["lanes"])
+            return {"findings": [asdict(each) for each in found]}
+        if name == "reach":
+            return {"findings": [asdict(each) for each in await self.reach(topology)]}
+        try:
+            if name == "servers":
+                await self.serve(topology, command["address"])
+            elif name == "start":
+                await self.start(topology)
+            else:
+                await self.drain()
+        except (ServerError, StartError) as error:
+            return {"error": str(error)}
+        return {}
+
+
+class _Input:
+    """Commands as they come, and the moment when no more can come."""
+
+    def __init__(self) -> None:
+        self.commands: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self.ended = asyncio.Event()
+
+    async def read(self) -> None:
+        lines = asyncio.StreamReader(limit=2**22)
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        # A launcher that passes signals on (srun does) means: end, as at the end of the input.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._end)
+        while line := await lines.readline():
+            self.commands.put_nowait(json.loads(line))
+        self._end()
+
+    def _end(self) -> None:
+        self.ended.set()
+        self.commands.put_nowait(None)
+
+
+async def _run(name: str) -> None:
+    agent, commands = Agent(name), _Input()
+    reading = asyncio.create_task(commands.read())
+    ended = asyncio.create_task(commands.ended.wait())
+    try:
+        while (command := await commands.commands.get()) is not None:
+            running = asyncio.create_task(agent.do(command))
+            await asyncio.wait((running, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+                await asyncio.wait((running,))
+                break
+            say(answer=command["number"], **running.result())
+        await agent.drain()
+    finally:
+        reading.cancel()
+        await agent.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(sys.argv[1]))
