@@ -83,11 +83,14 @@ class EngineHost:
             run_scheduler_process_func = staticmethod(run_scheduler)
 
         root = logging.getLogger()
-        handlers, level = root.handlers, root.level
+        handlers, level = root.handlers[:], root.level
         try:
             self._engine = OurEngine(**self._arguments.known(ServerArgs))
         finally:
-            root.handlers, root.level = handlers, level  # SGLang puts its own in their place
+            # SGLang puts its own in their place, and says much at "info".
+            root.handlers = handlers
+            root.setLevel(level)
+            logging.getLogger("sglang").setLevel(self._arguments.engine["log_level"].upper())
 
     def _child_died(self) -> None:
         if self._dead or self._engine is None:  # while it starts, the launch itself says so

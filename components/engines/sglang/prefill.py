@@ -60,9 +60,10 @@ class SGLangPrefillEngine:
             grids = [image.grid for image in prompt.images]
             images = image_data(self._embedding(prompt), grids, content(self.format.revision, prompt.images))
         host, port = self._bootstrap
+        one = msgspec.structs.replace(prompt.sampling, max_tokens=1)
         began = time.perf_counter()
-        async with self._host.open(request(prompt.token_ids, prompt.sampling, images, host, port, room)) as stream:
-            # One token, and it comes when the KV has landed.
+        async with self._host.open(request(prompt.token_ids, one, images, host, port, room)) as stream:
+            # The token comes when the KV has landed.
             tokens = [token async for output in stream.outputs() for token in output.tokens]
         if not tokens:
             raise EngineError("internal", "SGLang ended a prefill without a token")

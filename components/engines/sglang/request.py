@@ -31,7 +31,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_source(data: bytes) -> Source:
     try:
         return msgspec.msgpack.decode(data, type=Source)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise EngineError("transfer_failed", f"KV source is not SGLang's: {error}") from error
 
 

@@ -20,7 +20,7 @@ class Finish(msgspec.Struct):
     """Why a request ended, in SGLang's words: ``type`` is ``stop``, ``length`` or ``abort``."""
 
     type: str
-    message: str = ""
+    message: str | None = None
     matched: object = None
 
 

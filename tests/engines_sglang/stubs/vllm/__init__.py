@@ -1,0 +1,1 @@
+"""Not vLLM: the name that SGLang imports on a device that is neither CUDA, HIP nor XPU. See ``../README.md``."""

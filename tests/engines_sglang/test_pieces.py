@@ -1,0 +1,219 @@
+"""What stands around SGLang, without it: what is refused before the engine sees it, who waits, who is aborted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from components.engines.base import EngineError, ImageInfo
+from components.engines.sglang.arguments import Arguments
+from components.engines.sglang.budget import Budget
+from components.engines.sglang.request import (
+    Source,
+    content,
+    image_data,
+    new_room,
+    read_room,
+    read_source,
+    rows,
+    stub,
+    write_room,
+)
+from components.engines.sglang.scheduler import _hub_name
+from components.engines.sglang.stream import Stream
+
+
+def test_the_content_number_tells_pictures_orders_and_models_apart() -> None:
+    a, b = ImageInfo((1, 4, 4), 4, "a" * 64), ImageInfo((1, 4, 4), 4, "b" * 64)
+    numbers = [content("r", [a]), content("r", [b]), content("r", [a, b]), content("r", [b, a]), content("s", [a])]
+    assert len(set(numbers)) == len(numbers)
+    assert content("r", [a, b]) == content("r", [a, b])
+    assert all(0 <= number < 2**64 for number in numbers)
+
+
+def test_rooms_are_never_zero_and_travel_as_eight_bytes() -> None:
+    room = new_room()
+    assert read_room(write_room(room)) == room >= 1
+    for target in (b"", b"\0" * 8, b"\1" * 9, b"{}"):
+        with pytest.raises(EngineError) as refused:
+            read_room(target)
+        assert refused.value.code == "transfer_failed"
+
+
+def test_a_source_that_is_none_is_refused() -> None:
+    source = Source("127.0.0.1", 8998, [1, 2], [(1, 4, 4)], 7)
+    assert read_source(msgspec.msgpack.encode(source)) == source
+    for data in (b"", b"\xc1", b"{}", msgspec.msgpack.encode({"host": "x", "port": 0})):
+        with pytest.raises(EngineError) as refused:
+            read_source(data)
+        assert refused.value.code == "transfer_failed"
+
+
+def test_decode_gets_the_grids_and_no_rows() -> None:
+    grids = [(1, 4, 4), (1, 8, 4)]
+    (item,) = stub(grids, 5)
+    assert item["image_grid_thw"].tolist() == [list(grid) for grid in grids]
+    assert item["precomputed_embeddings"].numel() == 1
+    (whole,) = image_data(torch.zeros(12, 3), grids, 5)
+    assert whole["hash"] == item["hash"] and whole["format"] == item["format"] == "processor_output"
+    assert sum(rows(grid, 2) for grid in grids) == 12
+
+
+def test_weights_are_found_under_either_name() -> None:
+    assert _hub_name("model.language_model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
+    assert _hub_name("model.visual.blocks.0.norm1.weight") == "visual.blocks.0.norm1.weight"
+    assert _hub_name("model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
+    assert _hub_name("lm_head.weight") == "lm_head.weight"
+
+
+def test_arguments_that_a_release_does_not_have_are_left_out() -> None:
+    class ServerArgs:
+        def __init__(self, model_path: str, port: int = 1) -> None: ...
+
+    arguments = Arguments({"model_path": "m", "port": 2, "image_processor_backend": "pil"}, {})
+    assert arguments.known(ServerArgs) == {"model_path": "m", "port": 2}
+
+
+async def test_memory_is_given_out_in_order_of_asking() -> None:
+    budget = Budget(tokens=10, requests=2)
+    await budget.acquire(6)
+    order: list[str] = []
+
+    async def ask(name: str, tokens: int) -> None:
+        await budget.acquire(tokens)
+        order.append(name)
+
+    big, small, last = (asyncio.create_task(ask(*each)) for each in (("big", 8), ("small", 1), ("last", 1)))
+    await asyncio.sleep(0)
+    assert order == []  # small would fit, but does not overtake
+    budget.release(6)
+    await asyncio.gather(big, small)
+    assert order == ["big", "small"]
+    assert not last.done()  # two requests at most
+    budget.release(8)
+    await last
+    budget.release(1)
+    budget.release(1)
+    assert (budget.used, budget.running) == (0, 0)
+
+
+async def test_who_stops_waiting_leaves_no_trace() -> None:
+    budget = Budget(tokens=10, requests=4)
+    await budget.acquire(6)
+    waiting = asyncio.create_task(budget.acquire(10))
+    behind = asyncio.create_task(budget.acquire(4))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await behind
+    budget.release(4)
+    # Cancelled in the very moment in which its turn comes.
+    late = asyncio.create_task(budget.acquire(10))
+    await asyncio.sleep(0)
+    budget.release(6)
+    late.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await late
+    assert (budget.used, budget.running) == (0, 0)
+
+
+class Manager:
+    """SGLang's tokenizer manager as far as ``Stream`` knows it: answers an abort with a last chunk, as SGLang does."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, str]] = []
+        self.aborted = asyncio.Event()
+
+    def abort_request(self, rid: str) -> None:
+        self.log.append(("abort", rid))
+        self.aborted.set()
+
+
+class Engine:
+    def __init__(self, chunks: int, refuse: bool = False) -> None:
+        self.tokenizer_manager = Manager()
+        self._chunks = chunks
+        self._refuse = refuse
+
+    async def async_generate(self, *, rid: str, stream: bool, **request: Any) -> AsyncIterator[dict[str, Any]]:
+        assert stream
+
+        async def chunks() -> AsyncIterator[dict[str, Any]]:
+            if self._refuse:
+                raise ValueError("too long")
+            log = self.tokenizer_manager.log
+            log.append(("start", rid))
+            try:
+                for n in range(self._chunks):
+                    yield {"output_ids": [n], "meta_info": {"finish_reason": None}}
+                await self.tokenizer_manager.aborted.wait()
+                reason = {"type": "abort", "message": "Aborted", "status_code": None}
+                yield {"output_ids": [], "meta_info": {"finish_reason": reason}}
+                log.append(("end", rid))
+            except asyncio.CancelledError:
+                log.append(("cancelled", rid))
+                raise
+
+        return chunks()
+
+
+@pytest.fixture
+def engine_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+async def test_a_closed_stream_is_aborted_by_its_exact_id_and_ends_before_anything_is_cancelled(
+    engine_loop: asyncio.AbstractEventLoop,
+) -> None:
+    engine = Engine(chunks=3)
+    stream = Stream(engine, engine_loop, {})
+    outputs = stream.outputs()
+    assert [(await anext(outputs)).tokens for _ in range(3)] == [[0], [1], [2]]
+    await stream.close()
+    ((_, rid), *rest) = engine.tokenizer_manager.log
+    assert [what for what, _ in rest][:2] == ["abort", "end"]
+    assert {id for _, id in rest} == {rid} and len(rid) == 32
+    await stream.close()  # once is enough, twice does no harm
+
+
+async def test_an_abort_by_the_engine_is_an_error_that_may_be_tried_again(
+    engine_loop: asyncio.AbstractEventLoop,
+) -> None:
+    engine = Engine(chunks=0)
+    stream = Stream(engine, engine_loop, {})
+    engine_loop.call_soon_threadsafe(engine.tokenizer_manager.aborted.set)
+    with pytest.raises(EngineError) as ended:
+        await anext(stream.outputs())
+    assert ended.value.code == "transfer_failed" and ended.value.retryable
+
+
+async def test_what_the_engine_refuses_is_an_error_of_ours(engine_loop: asyncio.AbstractEventLoop) -> None:
+    stream = Stream(Engine(chunks=0, refuse=True), engine_loop, {})
+    with pytest.raises(EngineError) as refused:
+        await anext(stream.outputs())
+    assert refused.value.code == "internal"
+    await stream.close()
+
+
+async def test_a_dead_engine_ends_the_stream_at_once(engine_loop: asyncio.AbstractEventLoop) -> None:
+    stream = Stream(Engine(chunks=0), engine_loop, {})
+    reading = asyncio.ensure_future(anext(stream.outputs()))
+    await asyncio.sleep(0)
+    stream.fail(EngineError("unavailable", "died", retryable=True))
+    with pytest.raises(EngineError) as ended:
+        await reading
+    assert ended.value.code == "unavailable"
+    with suppress(EngineError):
+        await stream.close()

@@ -1,0 +1,168 @@
+"""A whole stack with the real SGLang engine on a CPU: the tokens of ``model.generate``, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import psutil
+import pytest
+import pytest_asyncio
+
+from benchmarks.reference import Reference
+from benchmarks.stack import Stack, running_stack
+from components.messaging import CallError
+from components.protocol import Instance, Role, Sampling
+from tests.e2e.conftest import Inside, join
+from tests.e2e.test_tokens import SQUARE, TALL, TOKENS, WIDE, Case, greedy, picture, turn
+from tests.model import MODEL
+from tests.waiting import until
+
+KV_TOKENS = 2048
+# Small enough that the longer prompts below are prefilled, and their KV sent, in several chunks.
+SETTINGS = [
+    "engine=sglang",
+    f"model.path={MODEL}",
+    "model.name=tiny-vl",
+    f"decode.kv_tokens={KV_TOKENS}",
+    "prefill.max_batch_tokens=128",
+    "transfer.lease_seconds=20",
+]
+CASES = [
+    Case(1, 1),
+    Case(2, 300),
+    Case(3, 5, (SQUARE,)),
+    Case(4, 50, (WIDE,)),
+    Case(5, 8, (TALL,)),
+    Case(6, 20, (SQUARE, WIDE, TALL)),
+    Case(7, 1, (TALL, TALL)),
+    Case(8, 120, (SQUARE,)),
+]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Leaving it checks that SIGTERM is still ours: every worker drains and ends with status 0."""
+    with running_stack(sets=SETTINGS, cwd=tmp_path_factory.mktemp("sglang")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference(str(MODEL), threads=1)
+
+
+@pytest_asyncio.fixture
+async def inside(stack: Stack) -> AsyncIterator[Inside]:
+    async with join(stack) as seat:
+        yield seat
+
+
+async def ask(inside: Inside, ids: list[int], pictures: list[bytes], sampling: Sampling = greedy) -> list[int]:
+    (decode,) = inside.instances("decode").values()
+    return (await inside.generate(decode, ids, pictures, sampling, model="tiny-vl"))[0]
+
+
+async def test_tokens_equal_generate_one_by_one_and_all_at_once(inside: Inside, reference: Reference) -> None:
+    asked = [(turn(reference, case), case.pictures) for case in CASES]
+    expected = [reference.chat(messages, pictures, TOKENS).token_ids for (messages, _), pictures in asked]
+    assert [await ask(inside, ids, pictures) for (_, ids), pictures in asked] == expected
+    together = asyncio.gather(*(ask(inside, ids, pictures) for (_, ids), pictures in asked * 2))
+    assert await together == expected * 2
+    await inside.idle()
+
+
+async def test_another_picture_changes_the_answer(inside: Inside, reference: Reference) -> None:
+    """Same prompt, same shape: only the content's hash keeps SGLang's prefix cache from answering with the first."""
+    messages, ids = turn(reference, Case(1, 5, (SQUARE,)))
+    pictures = [picture(seed) for seed in range(50, 55)]
+    answers = [await ask(inside, ids, [each]) for each in pictures]
+    assert answers == [reference.chat(messages, [each], TOKENS).token_ids for each in pictures]
+    assert len(set(map(tuple, answers))) > 1
+
+
+async def test_an_answer_can_be_continued_from_its_beginning(inside: Inside, reference: Reference) -> None:
+    _, ids = turn(reference, CASES[3])
+    whole = await ask(inside, ids, CASES[3].pictures)
+    for begun in (1, 10):
+        sampling = Sampling(max_tokens=TOKENS - begun, ignore_eos=True, drawn=begun)
+        assert whole[:begun] + await ask(inside, [*ids, *whole[:begun]], CASES[3].pictures, sampling) == whole
+
+
+async def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(inside: Inside, reference: Reference) -> None:
+    _, ids = turn(reference, CASES[4])
+    whole = await ask(inside, ids, CASES[4].pictures)
+    for at in (0, 5):
+        stopped = await ask(inside, ids, CASES[4].pictures, Sampling(max_tokens=TOKENS, stop_token_ids=(whole[at],)))
+        assert stopped == whole[: whole.index(whole[at])]
+    one = await ask(inside, ids, CASES[4].pictures, Sampling(max_tokens=1, ignore_eos=True))
+    assert one == whole[:1]
+    await inside.idle()
+
+
+async def test_the_answer_is_cut_to_the_context(inside: Inside, reference: Reference) -> None:
+    (decode,) = inside.instances("decode").values()
+    _, ids = turn(reference, Case(9, 300))
+    sampling = Sampling(max_tokens=100_000, ignore_eos=True)
+    tokens, done = await inside.generate(decode, ids, [], sampling, model="tiny-vl")
+    assert KV_TOKENS - 16 <= len(ids) + len(tokens) <= KV_TOKENS
+    assert done.finish_reason == "length"
+    with pytest.raises(CallError) as refused:
+        await ask(inside, [ids[0]] * KV_TOKENS, [])
+    assert refused.value.code == "prompt_too_long"
+    await inside.idle()
+
+
+async def test_who_hangs_up_gives_everything_back(stack: Stack, inside: Inside, reference: Reference) -> None:
+    """Each takes most of the KV memory; were one not aborted, the next would wait for its end."""
+    body = {
+        "model": "tiny-vl",
+        "messages": [{"role": "user", "content": "Tell me something."}],
+        "max_tokens": KV_TOKENS - 200,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    async with httpx.AsyncClient(base_url=stack.url, timeout=60) as http:
+        for lines in (0, 1, 3, 10, 0, 2):
+            async with http.stream("POST", "/v1/chat/completions", json=body) as response:
+                assert response.status_code == 200
+                reading = response.aiter_lines()
+                for _ in itertools.repeat(None, lines):
+                    await anext(reading)
+            await inside.idle()
+    messages, ids = turn(reference, CASES[2])
+    assert await ask(inside, ids, CASES[2].pictures) == reference.chat(messages, CASES[2].pictures, TOKENS).token_ids
+
+
+def children(instance: Instance, title: str) -> list[psutil.Process]:
+    found = psutil.Process(instance.pid).children(recursive=True)
+    return [child for child in found if title in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("role", ["decode", "prefill"])
+async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
+    inside: Inside, reference: Reference, role: Role
+) -> None:
+    messages, ids = turn(reference, CASES[2])
+    expected = reference.chat(messages, CASES[2].pictures, TOKENS).token_ids
+    (victim,) = inside.instances(role).values()
+    long = asyncio.create_task(ask(inside, ids, [], Sampling(max_tokens=1500, ignore_eos=True)))
+    if role == "decode":
+        await until(lambda: held(inside, victim), lambda: "decode has nothing to do", within=30)
+    (scheduler,) = children(victim, "sglang::scheduler")
+    os.kill(scheduler.pid, signal.SIGKILL)
+    (outcome,) = await asyncio.gather(long, return_exceptions=True)
+    if role == "decode":
+        assert isinstance(outcome, CallError) and outcome.code in ("unavailable", "peer_lost"), outcome
+    await until(lambda: victim.id not in inside.instances(role), lambda: f"{victim.id} is still listed", within=30)
+    await until(lambda: bool(inside.instances(role)), lambda: f"no {role} worker came back", within=120)
+    assert await ask(inside, ids, CASES[2].pictures) == expected
+    await inside.idle()
+
+
+async def held(inside: Inside, instance: Instance) -> bool:
+    return any(name.startswith(instance.id) for name in await inside.held())
