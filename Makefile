@@ -21,7 +21,11 @@ HASH := $(VERSION)-$(shell cat pyproject.toml $(PINS) | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(HASH)
 DEVELOP := $(VENV)/.develop-$(HASH)
 
-.PHONY: help install demo test test-multinode lint evaluate clean
+SGLANG_VENV ?= .venv-sglang
+SGLANG_PINS := constraints-sglang-cpu.txt
+SGLANG := $(SGLANG_VENV)/.installed-$(VERSION)-$(shell cksum < $(SGLANG_PINS) | cut -d' ' -f1)
+
+.PHONY: help install demo test test-sglang test-multinode lint evaluate clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +38,10 @@ demo: $(RUNTIME) ## start everything, ask about a picture, show the way the requ
 
 test: lint ## everything that CI runs
 	@$(BIN)/pytest
+
+test-sglang: $(SGLANG) ## the SGLang engine on a CPU, in an environment of its own (3 GB)
+	@PYTHONPATH=$(CURDIR)/tests/engines_sglang/stubs OMP_NUM_THREADS=1 \
+	  $(SGLANG_VENV)/bin/python -m pytest --durations=10 tests/engines_sglang
 
 test-multinode: $(DEVELOP) ## three hosts as network namespaces, NIXL over TCP between them; as root
 	@[ "$$(id -u)" = 0 ] || { echo "namespaces need root: sudo make test-multinode"; exit 1; }
@@ -48,7 +56,7 @@ evaluate: $(RUNTIME) ## measure the bundled model as its card says
 	@$(BIN)/python -m models.train.evaluate
 
 clean: ## remove the environment, caches and what a stack left
-	rm -rf $(VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(SGLANG_VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME):
@@ -58,6 +66,12 @@ $(RUNTIME):
 	  { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "installing into $(VENV) (minutes the first time, most of it torch)"
 	@$(BIN)/python -m pip install -c $(PINS) -e '.[transformers]'
+	@touch $@
+
+$(SGLANG):
+	@echo "installing SGLang for CPUs into $(SGLANG_VENV) (minutes)"
+	@$(PYTHON) -m venv --clear $(SGLANG_VENV)
+	@$(SGLANG_VENV)/bin/python -m pip install --no-deps -r $(SGLANG_PINS) -e .
 	@touch $@
 
 $(DEVELOP): $(RUNTIME)
