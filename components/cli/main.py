@@ -178,6 +178,25 @@ def nodes(
         sys.exit(str(error))
 
 
+@app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(help="A model's folder, or its config.json.")] = Path("models/tiny-vl"),
+    gpu: Annotated[str, typer.Option(help="a100, l40s, h100, h200 or b200.")] = "h100",
+    gpus: Annotated[int | None, typer.Option(help="Find the highest rate that so many hold.")] = None,
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,
+    images: Annotated[int, typer.Option(min=0, help="Pictures in a request.")] = 1,
+    size: Annotated[str, typer.Option(help="Their width x height in pixels.")] = "1280x720",
+    text: Annotated[int, typer.Option(min=1, help="Text tokens in a request.")] = 200,
+    output: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 300,
+    itl: Annotated[float, typer.Option(help="Longest time between two tokens, in milliseconds.")] = 50.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the arithmetic.")] = False,
+) -> None:
+    """Propose a split of encode, prefill and decode workers for a model and its traffic, and show the arithmetic."""
+    command = importlib.import_module("components.plan.command")
+    request = command.Request(rate, images, size, text, output, itl / 1e3)
+    sys.exit(command.main(model, gpu, gpus, request, json=json))
+
+
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 

@@ -15,6 +15,7 @@ from components.nodes.layout import NodeList, read, split
 from components.runtime.servers import free_port
 from tests.model import MODEL
 from tests.nodes.launcher import ANSWERS, launched
+from tests.servers import ROOT
 from tests.waiting import until
 
 LOCAL = """\
@@ -48,6 +49,12 @@ def test_each_node_gets_its_share(tmp_path: Path) -> None:
         assert share.nats.servers == ("nats://127.0.0.1:5000",)
         assert share.etcd.endpoints == ("127.0.0.1:2379",)
     assert shares["alpha"].frontend.host == "127.0.0.1"
+
+
+def test_the_example() -> None:
+    nodes = read(ROOT / "deploy" / "multinode" / "nodes.yaml")
+    shares = split(ROOT / "configs" / "local-e2p2d2.yaml", [], nodes)
+    assert {name: share.transfer.ucx_net_devices for name, share in shares.items()}["beta"] == "mlx5_0:1"
 
 
 @pytest.mark.parametrize(
