@@ -11,14 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
-import torch
 from PIL import Image
 from tensorrt_llm import contract_model
 from tensorrt_llm._torch.shared_tensor import shared_tensor
 from tensorrt_llm.executor import CppExecutorError, RequestError
 
 from components.engines.base import EngineError, FirstToken, ImageRows, Prompt
-from components.engines.transformers.positions import mrope_positions
 from components.engines.trtllm.decode import TrtllmDecodeEngine
 from components.engines.trtllm.encode import TrtllmEncodeEngine
 from components.engines.trtllm.handover import Handover
@@ -28,6 +26,7 @@ from components.media import content_hash
 from components.nixl_connect import Connector, Pool
 from components.protocol import Sampling
 from tests.engines_trtllm import models
+from tests.engines_trtllm.expected import expected
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -75,24 +74,7 @@ class Engines:
         return list(self.model.tokenizer.encode(placeholder * pictures + text).ids)
 
     def expected(self, text: str, pictures: list[Image.Image]) -> list[int]:
-        """Without the adapter's help."""
-        sizes = [(picture.height // 28, picture.width // 28) for picture in pictures]
-        counts = [rows * columns for rows, columns in sizes]
-        dtype = getattr(torch, self.model.dtype)
-        rows = [
-            contract_model.embedding(picture.tobytes(), count, models.WIDTH, dtype)
-            for picture, count in zip(pictures, counts, strict=True)
-        ]
-        ids = list(self.prefill.expand(self.ids(text, len(pictures)), counts))
-        positions, delta = None, 0
-        if self.model.family.mrope:
-            grids = [(1, 2 * height, 2 * width) for height, width in sizes]
-            place, following = mrope_positions(ids, self.model.image_token_id, grids, 2)
-            positions, delta = torch.from_numpy(place).to(torch.int32).unsqueeze(1), following - len(ids)
-        else:
-            ids = [self.model.vocabulary + 1 if token == self.model.image_token_id else token for token in ids]
-        kv = contract_model.kv(ids, rows, positions)
-        return [contract_model.token(kv, delta, index) for index in range(TOKENS)]
+        return expected(self.model, self.ids(text, len(pictures)), pictures, TOKENS)
 
 
 async def _target() -> bytes:
@@ -152,21 +134,21 @@ async def test_many_at_once(engines: Engines) -> None:
 
 
 async def test_the_slots_may_be_used_again_as_soon_as_prefill_is_done(engines: Engines) -> None:
-    expected = engines.expected("What?", [picture(1)])
+    tokens = engines.expected("What?", [picture(1)])
     rows = engines.embed([picture(1)])
     first = await engines.first("What?", rows)
     rows[0].slot.numpy()[:] = 0
-    assert await engines.rest(first) == expected
+    assert await engines.rest(first) == tokens
     rows[0].slot.release()
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
 async def test_a_stop_token_ends_the_answer_and_is_no_part_of_it(engines: Engines, at: int) -> None:
     text = next(text for n in range(99) if (tokens := engines.expected(text := f"Ask {n}", [])).index(tokens[at]) == at)
-    expected = engines.expected(text, [])
-    sampling = Sampling(max_tokens=TOKENS, stop_token_ids=(expected[at],))
-    assert await engines.answer(text, [], sampling) == expected[:at]
-    assert await engines.answer(text, [], msgspec.structs.replace(sampling, ignore_eos=True)) == expected
+    tokens = engines.expected(text, [])
+    sampling = Sampling(max_tokens=TOKENS, stop_token_ids=(tokens[at],))
+    assert await engines.answer(text, [], sampling) == tokens[:at]
+    assert await engines.answer(text, [], msgspec.structs.replace(sampling, ignore_eos=True)) == tokens
 
 
 async def test_one_token_needs_no_decode(engines: Engines) -> None:
