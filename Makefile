@@ -3,6 +3,7 @@
 #   VENV=.venv          where the environment is
 #   PORT=8000           HTTP port of the demo
 #   ONCE=1              the demo stops after the answer
+#   MODEL=folder        test-compose serves this model instead of the bundled one
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,10 +26,10 @@ SGLANG_VENV ?= .venv-sglang
 SGLANG_PINS := constraints-sglang-cpu.txt
 SGLANG := $(SGLANG_VENV)/.installed-$(VERSION)-$(shell cksum < $(SGLANG_PINS) | cut -d' ' -f1)
 
-.PHONY: help install demo test test-sglang test-multinode lint evaluate clean
+.PHONY: help install demo test test-sglang test-compose test-multinode lint evaluate clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
 	@echo "$(BIN)/triptych is ready"
@@ -38,6 +39,9 @@ demo: $(RUNTIME) ## start everything, ask about a picture, show the way the requ
 
 test: lint ## everything that CI runs
 	@$(BIN)/pytest
+
+test-compose: $(DEVELOP) ## docker-compose.yml, built, asked, hurt and taken away; brings a Docker engine if none runs
+	@$(BIN)/python tests/compose/run.py $(if $(MODEL),--model $(MODEL))
 
 test-sglang: $(SGLANG) ## the SGLang engine on a CPU, in an environment of its own (3 GB)
 	@PYTHONPATH=$(CURDIR)/tests/engines_sglang/stubs OMP_NUM_THREADS=1 \

@@ -50,13 +50,18 @@ async def _ask(bus: Bus, instance: Instance, seconds: float) -> Report:
     if instance.protocol != VERSION:
         return Report(instance, problem=f"speaks protocol {instance.protocol}, not {VERSION}")
     began = time.monotonic()
+    held: dict[str, int] | None = None
+    context = Context.new(seconds)
     try:
-        answer = await bus.call(
-            instance.subject, "status", StatusRequest(), reply=Status, context=Context.new(seconds), stage=instance.role
-        )
+        # To its end, not only to its one item: the instance would log a caller that left early.
+        async with bus.stream(
+            instance.subject, "status", StatusRequest(), reply=Status, context=context, stage=instance.role
+        ) as answers:
+            async for answer in answers:
+                held = answer.held
     except CallError as error:
         return Report(instance, problem=str(error))
-    return Report(instance, (time.monotonic() - began) * 1e3, answer.held)
+    return Report(instance, (time.monotonic() - began) * 1e3, held)
 
 
 def this_host() -> str:
