@@ -27,7 +27,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ class Memory:
         return np.array([(self.ptr + offset + i * piece, piece, self.index) for i in range(count)], dtype=np.uint64)
 
     def fill(self, value: int) -> None:
-        self.data[:] = value if self.device == "cpu" else value
+        self.data[:] = value
         self.wait()
 
     def wait(self) -> None:
@@ -186,7 +185,7 @@ class Raw:
 # the other process
 
 
-def other_process(pipe: Connection, here: str, there: str, size: int, against: list[str]) -> None:
+def other_process(pipe: Any, here: str, there: str, size: int, against: list[str]) -> None:
     """Exposes memory of device ``there`` as it is asked to. Quiet while raw NIXL is measured."""
     from components.nixl_connect import Connector, Descriptor
 
@@ -309,15 +308,21 @@ class Bench:
             found.append(Point(here, there, "write", buffers * piece, buffers=buffers, label="KV of a 7B model"))
         return found
 
+    def start_other(self, here: str, there: str, size: int) -> Any:
+        """The other process, and ``self.pipe`` to it; ``between_hosts`` has it on another machine."""
+        context = multiprocessing.get_context("spawn")
+        self.pipe: Any
+        self.pipe, theirs = context.Pipe()
+        process = context.Process(target=other_process, args=(theirs, here, there, size, self.options.against))
+        process.start()
+        return process
+
     async def pair(self, here: str, there: str) -> None:
         from components.nixl_connect import Connector, Descriptor
 
         points = self.points(here, there)
         size = max(point.size * point.in_flight for point in points)
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        process = context.Process(target=other_process, args=(theirs, here, there, size, self.options.against))
-        process.start()
+        process = self.start_other(here, there, size)
         try:
             touch(here)
             memory = Memory(here, size)

@@ -78,6 +78,21 @@ def advice() -> tuple[str, ...]:
     return tuple(found)
 
 
+class LaneWatch:
+    """Looks at every large transfer, and says once for each kind and lane that it runs in software: nothing else
+    would."""
+
+    def __init__(self) -> None:
+        self._warned: set[tuple[OperationKind, str]] = set()
+
+    def saw(self, kind: OperationKind, lane: str, devices: Iterable[Device], size: int, seconds: float) -> None:
+        rate = size / seconds / 1e9
+        if size < WATCHED_BYTES or (kind, lane) in self._warned or not is_software(map(str, devices), rate):
+            return
+        self._warned.add((kind, lane))
+        logger.warning("%s %s at %.2f GB/s is a software path. %s", kind.name, lane, rate, "; ".join(advice()))
+
+
 def allocate(device: Device, size: int) -> Descriptor:
     """Touched memory that lives as long as the descriptor, or on a GPU as long as the process."""
     if device.is_host:

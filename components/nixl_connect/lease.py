@@ -268,18 +268,24 @@ class Leases:
             self._past.popitem(last=False)
         outcome = "complete" if error is None else error.code
         self._tally.exposures[outcome] = self._tally.exposures.get(outcome, 0) + 1
-        if not exposure.claims:
-            exposure.hold.release()  # before anybody hears of the end, so that who does finds the memory free
-        exposure.front.ended(status, error, released=not exposure.claims)
-        self._settle(exposure)
+        # The memory first, then the word of it: who hears of the end finds the buffers free.
+        free = self._free(exposure)
+        exposure.front.ended(status, error, released=free)
+        if free:
+            exposure.front.released()
 
     def _settle(self, exposure: Exposure) -> None:
-        """Give the memory back if nobody can touch it any more."""
+        """After the end: leave quarantine if that is possible now."""
+        if self._free(exposure):
+            exposure.front.released()
+
+    def _free(self, exposure: Exposure) -> bool:
+        """Give the memory back, unless somebody may still touch it. True when that happened now."""
         if exposure.claims:
             self._arm(exposure)
-            return
+            return False
         if exposure.timer is not None:
             exposure.timer.cancel()
         del self._exposures[exposure.key]
         exposure.hold.release()
-        exposure.front.released()
+        return True

@@ -9,7 +9,6 @@ quarantine, with its buffers held, until NIXL says that it is terminal.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from .errors import (
     RecordConsumed,
     TransferError,
 )
-from .lanes import WATCHED_BYTES, advice, is_software
+from .lanes import LaneWatch
 from .lease import Front
 from .moves import Move, Mover
 from .owner import Timer
@@ -40,7 +39,6 @@ from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .wire import Kind, Message, Reason
 
-logger = logging.getLogger(__name__)
 EARLY_READ_S = 1.0
 """A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
 that its owner has unregistered would break the connection for everybody else on it."""
@@ -91,7 +89,10 @@ class Transfer:
         self.posting = self.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
         self.unposted: set[int] = set(range(len(self.buffers)))
         self.waiting: list[list[int]] = [] if staged else [list(range(len(self.buffers)))]
-        self.moves: set[Move] = set()
+        self.moves: dict[Move, int] = {}
+        """What is under way, and how many of the buffers each is"""
+        self.landed = 0
+        """Buffers whose bytes have all arrived"""
         self.timers: list[Timer] = []
 
     @property
@@ -124,7 +125,7 @@ class Transfers:
         self._transfers: dict[tuple[bytes, int], Transfer] = {}
         self._numbers = itertools.count(1)
         self._introduction = agent.metadata()
-        self._slow: set[tuple[OperationKind, str]] = set()
+        self._watch = LaneWatch()
 
         self._moving: dict[Move, Transfer] = {}
         """Moves that are not known to be over → whose they are"""
@@ -204,6 +205,7 @@ class Transfers:
             transfer.granted = True
             transfer.front.moved(OperationStatus.IN_PROGRESS)
             self._post_waiting(transfer)
+            self._maybe_complete(transfer)
         return True
 
     def refused(self, message: Message, peer: Peer) -> bool:
@@ -248,6 +250,7 @@ class Transfers:
         if progress is Progress.FAILED:
             self._broke(transfer, move, BackendFailed("the backend reports a failed transfer"))
             return True
+        transfer.landed += transfer.moves[move]
         self._release(move, transfer)
         if transfer.over:
             self._settle(transfer)
@@ -286,15 +289,13 @@ class Transfers:
 
     def _post_waiting(self, transfer: Transfer) -> None:
         transfer.posting = True
-        # A group leaves ``waiting`` after all of it is posted: one that lands at once must not be taken for the last.
-        while transfer.waiting:
-            transfer.unposted.difference_update(transfer.waiting[0])
-            for part in _parts(transfer, transfer.waiting[0]):
+        waiting, transfer.waiting = transfer.waiting, []
+        for indices in waiting:
+            transfer.unposted.difference_update(indices)
+            for part in _parts(transfer, indices):
                 if transfer.over:
                     return
                 self._post(transfer, part)
-            transfer.waiting.pop(0)
-        self._maybe_complete(transfer)
 
     def _post(self, transfer: Transfer, part: Part) -> None:
         identity = transfer.peer.identity
@@ -311,12 +312,12 @@ class Transfers:
         except TransferError as error:
             self._broke(transfer, None, error)
             return
-        transfer.moves.add(move)
+        transfer.moves[move] = len(part.indices)
         self._moving[move] = transfer
         self._look(move, transfer)
 
     def _maybe_complete(self, transfer: Transfer) -> None:
-        if transfer.over or transfer.moves or transfer.waiting or transfer.unposted or not transfer.granted:
+        if transfer.over or not transfer.granted or transfer.landed < len(transfer.buffers):
             return
         # A process that was stopped may find its bytes landed long after the peer took the memory back.
         if time.monotonic() > transfer.deadline:
@@ -345,46 +346,38 @@ class Transfers:
             Flow(transfer.kind.name.lower(), transfer.lane, outcome), transfer.size if error is None else 0, seconds
         )
         if error is None:
-            self._watch_lane(transfer, seconds)
+            # A staged operation waits for whoever posts its parts: its time says nothing about the lane.
+            if transfer.same_host and not transfer.staged:
+                devices = (transfer.buffers[0].device, Device(transfer.record.descriptors[0].device))
+                self._watch.saw(transfer.kind, transfer.lane, devices, transfer.size, seconds)
             self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
             transfer.claimed = False
-        if not transfer.moves:
-            transfer.hold.release()  # before anybody hears of the end, so that who does finds the memory free
-        transfer.front.ended(status, error, released=not transfer.moves)
-        if isinstance(error, Cancelled | ConnectorClosed):
+        elif isinstance(error, Cancelled | ConnectorClosed):
             transfer.reason = Reason.CANCELLED
         elif isinstance(error, DeadlineExceeded):
             transfer.reason = Reason.DEADLINE
-        self._settle(transfer)
-
-    def _watch_lane(self, transfer: Transfer, seconds: float) -> None:
-        """Say once for each kind and lane that it runs in software: nothing else would."""
-        if transfer.size < WATCHED_BYTES or not transfer.same_host or (transfer.kind, transfer.lane) in self._slow:
-            return
-        devices = [str(buffer.device) for buffer in transfer.buffers] + [i.device for i in transfer.record.descriptors]
-        # A staged operation waits for whoever posts its parts: its time says nothing about the lane.
-        rate = transfer.size / seconds / 1e9
-        if not transfer.staged and is_software(devices, rate):
-            self._slow.add((transfer.kind, transfer.lane))
-            logger.warning(
-                "%s %s at %.2f GB/s is a software path. %s",
-                transfer.kind.name,
-                transfer.lane,
-                rate,
-                "; ".join(advice()),
-            )
+        # The memory first, then the word of it: who hears of the end finds the buffers free.
+        free = self._free(transfer)
+        transfer.front.ended(status, error, released=free)
+        if free:
+            transfer.front.released()
 
     def _settle(self, transfer: Transfer) -> None:
-        """Tell the peer and give the buffers back, once NIXL can no longer touch them."""
+        """After the end: leave quarantine if that is possible now."""
+        if self._free(transfer):
+            transfer.front.released()
+
+    def _free(self, transfer: Transfer) -> bool:
+        """Tell the peer and give the buffers back, unless NIXL may still touch them. True when that happened now."""
         if transfer.moves or self._transfers.pop((transfer.key, transfer.number), None) is None:
-            return
+            return False
         if transfer.claimed:
             self._send(transfer.peer.identity, Message(Kind.END, transfer.key, transfer.number, transfer.reason))
         transfer.hold.release()
-        transfer.front.released()
+        return True
 
     def _release(self, move: Move, transfer: Transfer) -> None:
-        transfer.moves.discard(move)
+        transfer.moves.pop(move, None)
         self._moving.pop(move, None)
         try:
             move.release()
