@@ -123,7 +123,7 @@ def parse(text: str, annotation: Any) -> object:
     choices = get_args(annotation)
     if type(None) in choices and text in ("", "null"):
         return None
-    if annotation is str or (str in choices and get_origin(annotation) is not tuple):
+    if annotation is str or (str in choices and get_origin(annotation) not in (tuple, dict)):
         return text
     if get_origin(annotation) is tuple:
         return [item.strip() for item in text.strip("[]").split(",") if item.strip()]

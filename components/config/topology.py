@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.config.types import Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
+from components.config.types import Arguments, Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -172,6 +172,9 @@ class Prefill(Section):
     )
     kv_tokens: Positive = Field(default=16_384, description="Tokens of KV memory: bounds the prompts in work at once.")
     max_batch_tokens: Positive = Field(default=4_096, description="Most prompt tokens computed in one step.")
+    engine_arguments: Arguments = Field(
+        default={}, description="Arguments of the engine by its own names, over those it gets anyway (`sglang` only)."
+    )
 
 
 class Decode(Section):
@@ -191,6 +194,9 @@ class Decode(Section):
     max_batch: Positive = Field(default=16, description="Most requests in one decode step.")
     max_waiting: Count = Field(
         default=64, description="Most requests waiting for memory or a place in the batch; above it the answer is 429."
+    )
+    engine_arguments: Arguments = Field(
+        default={}, description="Arguments of the engine by its own names, over those it gets anyway (`sglang` only)."
     )
 
     @model_validator(mode="after")
@@ -223,3 +229,9 @@ class Topology(Section):
     encode: Encode = Field(default_factory=lambda: Encode(), description="Pictures to embeddings.")
     prefill: Prefill = Field(default_factory=lambda: Prefill(), description="Prompts to KV.")
     decode: Decode = Field(default_factory=lambda: Decode(), description="KV to answers.")
+
+    @model_validator(mode="after")
+    def _arguments_for_whom(self) -> Self:
+        if self.engine != "sglang" and (self.prefill.engine_arguments or self.decode.engine_arguments):
+            raise ValueError(f"engine_arguments: the {self.engine} engine takes none")
+        return self

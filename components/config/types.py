@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, JsonValue
 
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _SIZE = re.compile(r"(\d+) ?([A-Za-z]*)")
@@ -30,5 +30,7 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 # Strict mode would refuse the list that YAML gives.
 Strings = Annotated[tuple[str, ...], Field(strict=False)]
 Devices = Annotated[tuple[Device, ...], Field(strict=False)]
+# What an engine is started with, by its own names: it alone knows what is right.
+Arguments = dict[str, JsonValue]
 # One token of a NATS subject and one part of an etcd key.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 
+from components.config import ConfigError, load
 from components.engines.base import EngineError, ImageInfo
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
@@ -77,8 +78,18 @@ def test_arguments_that_a_release_does_not_have_are_left_out() -> None:
     class ServerArgs:
         def __init__(self, model_path: str, port: int = 1) -> None: ...
 
-    arguments = Arguments({"model_path": "m", "port": 2, "image_processor_backend": "pil"}, {})
-    assert arguments.known(ServerArgs) == {"model_path": "m", "port": 2}
+    arguments = Arguments(
+        {"model_path": "m", "port": 2, "image_processor_backend": "pil"}, {"port": 3, "nonsense": 1}, {}
+    )
+    # What the topology says is passed on, right or wrong: the engine knows.
+    assert arguments.known(ServerArgs) == {"model_path": "m", "port": 3, "nonsense": 1}
+
+
+def test_arguments_for_an_engine_that_takes_none_are_an_error() -> None:
+    chosen = ['decode.engine_arguments={"page_size": 64}']
+    assert load(None, ["engine=sglang", *chosen]).decode.engine_arguments == {"page_size": 64}
+    with pytest.raises(ConfigError, match="transformers engine takes none"):
+        load(None, chosen)
 
 
 async def test_memory_is_given_out_in_order_of_asking() -> None:

@@ -22,12 +22,14 @@ from tests.e2e.test_tokens import SQUARE, TALL, TOKENS, WIDE, Case, greedy, pict
 from tests.model import MODEL
 from tests.waiting import until
 
-KV_TOKENS = 2048
+KV_TOKENS = 1024
+CONTEXT = 704
 # Small enough that the longer prompts below are prefilled, and their KV sent, in several chunks.
 SETTINGS = [
     "engine=sglang",
     f"model.path={MODEL}",
     "model.name=tiny-vl",
+    f"model.max_context={CONTEXT}",
     f"decode.kv_tokens={KV_TOKENS}",
     "prefill.max_batch_tokens=128",
     "transfer.lease_seconds=20",
@@ -109,20 +111,20 @@ async def test_the_answer_is_cut_to_the_context(inside: Inside, reference: Refer
     _, ids = turn(reference, Case(9, 300))
     sampling = Sampling(max_tokens=100_000, ignore_eos=True)
     tokens, done = await inside.generate(decode, ids, [], sampling, model="tiny-vl")
-    assert KV_TOKENS - 16 <= len(ids) + len(tokens) <= KV_TOKENS
+    assert CONTEXT - 8 <= len(ids) + len(tokens) <= CONTEXT
     assert done.finish_reason == "length"
     with pytest.raises(CallError) as refused:
-        await ask(inside, [ids[0]] * KV_TOKENS, [])
+        await ask(inside, [ids[0]] * CONTEXT, [])
     assert refused.value.code == "prompt_too_long"
     await inside.idle()
 
 
 async def test_who_hangs_up_gives_everything_back(stack: Stack, inside: Inside, reference: Reference) -> None:
-    """Each takes most of the KV memory; were one not aborted, the next would wait for its end."""
+    """Each takes more than half of the KV memory; were one not aborted, the next would wait for its end."""
     body = {
         "model": "tiny-vl",
         "messages": [{"role": "user", "content": "Tell me something."}],
-        "max_tokens": KV_TOKENS - 200,
+        "max_tokens": KV_TOKENS // 2 + 50,
         "ignore_eos": True,
         "stream": True,
     }
@@ -150,7 +152,7 @@ async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
     messages, ids = turn(reference, CASES[2])
     expected = reference.chat(messages, CASES[2].pictures, TOKENS).token_ids
     (victim,) = inside.instances(role).values()
-    long = asyncio.create_task(ask(inside, ids, [], Sampling(max_tokens=1500, ignore_eos=True)))
+    long = asyncio.create_task(ask(inside, ids, [], Sampling(max_tokens=400, ignore_eos=True)))
     if role == "decode":
         await until(lambda: held(inside, victim), lambda: "decode has nothing to do", within=30)
     (scheduler,) = children(victim, "sglang::scheduler")

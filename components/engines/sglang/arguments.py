@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,14 @@ _ON_GPU = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """``engine`` are fields of ``sglang.ServerArgs``; ``environment`` must be set before sglang is imported.
+    """``engine`` are fields of ``sglang.ServerArgs``, ``chosen`` those that the topology sets over them;
+    ``environment`` must be set before sglang is imported.
 
     ``bootstrap`` is the host and port at which decode engines find this prefill engine (a decode engine has none).
     """
 
     engine: dict[str, Any]
+    chosen: Mapping[str, Any]
     environment: dict[str, str]
     bootstrap: tuple[str, int] | None = None
 
@@ -60,7 +63,7 @@ class Arguments:
         if checkpoint.device.type != "cpu":
             # The prompt's rows stay on the GPU on their way to the scheduler; through host memory 9 MB take 23 ms.
             engine |= {"mm_feature_transport": "cuda_ipc", "disable_cuda_graph": True}
-        return cls(engine, _environment(topology), (host, port))
+        return cls(engine, topology.prefill.engine_arguments, _environment(topology), (host, port))
 
     @classmethod
     def for_decode(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
@@ -74,15 +77,15 @@ class Arguments:
             engine["disaggregation_decode_retraction_backup"] = "none"  # the default pins host memory through CUDA
         else:
             engine["disable_prefill_cuda_graph"] = True
-        return cls(engine, _environment(topology))
+        return cls(engine, topology.decode.engine_arguments, _environment(topology))
 
     def known(self, server_args: type) -> dict[str, Any]:
-        """``engine`` without the names that this release's ``ServerArgs`` does not have."""
+        """What to start with: of our names those that this release's ``ServerArgs`` has, and all of the topology's."""
         names = inspect.signature(server_args).parameters
         unknown = sorted(set(self.engine) - set(names))
         if unknown:
             log.info("this release of sglang has no %s", ", ".join(unknown))
-        return {name: value for name, value in self.engine.items() if name in names}
+        return {name: value for name, value in self.engine.items() if name in names} | dict(self.chosen)
 
 
 def _common(checkpoint: Checkpoint, topology: Topology, kv_tokens: int) -> dict[str, Any]:
@@ -93,7 +96,7 @@ def _common(checkpoint: Checkpoint, topology: Topology, kv_tokens: int) -> dict[
         "device": device.type,
         "base_gpu_id": device.index or 0,
         "dtype": str(checkpoint.dtype).removeprefix("torch."),
-        "context_length": checkpoint.max_context,
+        "context_length": min(checkpoint.max_context, kv_tokens),
         "max_total_tokens": kv_tokens,
         "disaggregation_transfer_backend": "nixl",
         "sampling_backend": "pytorch",
