@@ -292,6 +292,24 @@ class Bench:
         self.options = options
         self.rows: list[dict[str, Any]] = []
         self.loop_steps = Loop()
+        self.began = time.perf_counter()
+
+    def result(self) -> dict[str, Any]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "command": " ".join(sys.argv),
+            "machine": {"cpus": len(os.sched_getaffinity(0)), "processor": platform.processor() or platform.machine()},
+            "seconds": round(time.perf_counter() - self.began, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "event_loop": self.loop_steps.row(),
+            "rows": self.rows,
+            "compared": compare(self.rows),
+        }
+
+    def save(self) -> None:
+        """After every point: a run that is cut off leaves what it has."""
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.result(), indent=1))
 
     def points(self, here: str, there: str) -> list[Point]:
         sizes = [size for size in self.options.sizes if size <= self.options.max_bytes]
@@ -391,6 +409,7 @@ class Bench:
             mine += seconds
         self.add(point, "raw", Timing(theirs))
         self.add(point, "ours", Timing(mine), lane=lane)
+        self.save()
 
     async def raw(self, raw: Raw, point: Point, rounds: int) -> list[float]:
         await self.ask("raw")
@@ -544,22 +563,13 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     bench = Bench(options)
-    start = time.perf_counter()
     for pair in options.pairs:
         here, there = pair.split(",")
         asyncio.run(bench.pair(here, there))
         if options.copy and cuda_of(here, there):
             bench.rows += copy_ceiling(here, there, [s for s in options.sizes if s <= options.max_bytes])
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    result = {
-        "command": " ".join(sys.argv),
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "event_loop": bench.loop_steps.row(),
-        "rows": bench.rows,
-        "compared": compare(bench.rows),
-    }
+    bench.save()
+    result = bench.result()
     print("\n  here<->there kind          bytes  bufs  fly      raw us     ours us   added us   ratio")
     for line in result["compared"]:
         print(
@@ -568,8 +578,6 @@ def main(argv: list[str] | None = None) -> int:
             f" {line['ratio']:>7.2f}" + (f"  dynamo x{line['times_faster']}" if "times_faster" in line else "")
         )
     print(f"event loop steps: {result['event_loop']}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1))
     if options.plot:
         from benchmarks.plot_transfer import draw
 

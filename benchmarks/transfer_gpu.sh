@@ -15,10 +15,10 @@ bench() { # name, seconds, prefix…: the benchmark under a time limit, its tabl
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 nvidia-smi topo -m | head -4
 run=(python3 -m benchmarks.transfer)
-bench gpu-gpu 70 "${run[@]}" --pairs cuda:0,cuda:1 --max-bytes $((1 << 30)) --copy --extra
-bench same-gpu 40 "${run[@]}" --pairs cuda:0,cuda:0 --max-bytes $((1 << 30)) --quick --copy --extra
-bench host-gpu 60 "${run[@]}" --pairs cpu,cuda:0 cuda:0,cpu --max-bytes $((64 << 20)) --bytes-per-point 5e8 --quick --copy --extra
-bench host-two-cores 60 taskset -c 0,1 "${run[@]}" --max-bytes $((64 << 20)) --bytes-per-point 2e9 --idle-seconds 3
+bench gpu-gpu 80 "${run[@]}" --pairs cuda:0,cuda:1 --max-bytes $((1 << 30)) --rounds 200 --copy --extra
 echo "== tests"
-timeout 90 python3 -m pytest tests/nixl_connect/test_gpu.py -q -s -p no:cacheprovider >"$out/tests.log" 2>&1
-grep -aE "Lane\(|GB/s with|passed|failed|Error" "$out/tests.log" | cut -c1-220
+timeout 80 python3 -m pytest tests/nixl_connect/test_gpu.py -q -s -p no:cacheprovider >"$out/tests.log" 2>&1
+grep -aE "Lane\(|GB/s with|passed|failed|Error" "$out/tests.log" | cut -c1-200
+bench host-gpu 50 "${run[@]}" --pairs cpu,cuda:0 cuda:0,cpu --max-bytes $((64 << 20)) --bytes-per-point 5e8 --quick --copy --extra
+bench same-gpu 40 "${run[@]}" --pairs cuda:0,cuda:0 --max-bytes $((1 << 30)) --rounds 200 --quick --copy --extra
+bench host-two-cores 60 taskset -c 0,1 "${run[@]}" --max-bytes $((64 << 20)) --bytes-per-point 2e9 --rounds 200 --idle-seconds 3

@@ -54,7 +54,7 @@ class _Pump:
         return self.core is not None and self.core.poll()
 
     def patience(self) -> tuple[float, float]:
-        return (1 / 8, 60.0) if self.core is None else self.core.patience()
+        return (1.0, 60.0) if self.core is None else self.core.patience()
 
     def abandon(self) -> None:
         if self.core is not None:

@@ -69,8 +69,8 @@ class Core:
         if self.transfers.in_flight or self.leases.claims:
             return 1 / 8, 500e-6
         if self.leases.live:
-            return 1 / 8, 2e-3
-        return 1 / 8, 50e-3
+            return 1 / 4, 5e-3
+        return 1.0, 50e-3
 
     def counters(self, pool_bytes: int, pool_used: int) -> Counters:
         tally = self.tally

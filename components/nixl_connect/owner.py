@@ -27,8 +27,10 @@ T = TypeVar("T")
 _PR_SET_TIMERSLACK = 29
 SPIN_S = 200e-6
 """After this long without anything happening the thread sleeps between polls, so as not to take the GIL from others."""
-WORKED_S = 10e-6
-"""A poll that took longer than this moved bytes itself (TCP, CMA): that counts as something happening."""
+WORKED_S = 20e-6
+"""A poll that cost more processor time than this moved bytes itself (TCP): that counts as something happening."""
+BUSY_S = 1e-3
+"""Work in polls is looked for while the longest pause is shorter than this: while bytes may be moving."""
 
 
 class Pump(Protocol):
@@ -142,13 +144,13 @@ class OwnerThread:
         active = time.monotonic()
         while not self._stopping:
             ran = self._run_tasks()
-            before = time.monotonic()
+            share, longest = self._pump.patience()
+            before = time.thread_time() if longest < BUSY_S else float("inf")
             happened = self._pump.poll()
             now = time.monotonic()
-            if self._fire(now) or ran or happened or now - before > WORKED_S:
+            if self._fire(now) or ran or happened or time.thread_time() - before > WORKED_S:
                 active = now
                 continue
-            share, longest = self._pump.patience()
             pause = min((now - active) * share, longest)
             if self._timers:
                 pause = min(pause, self._timers[0][0] - now)
