@@ -70,7 +70,7 @@ def merge(base: Any, patch: Any) -> Any:
             if all(isinstance(item, dict) and key in item for item in (*base, *patch)):
                 patched = {item[key]: item for item in patch}
                 kept = [merge(item, patched.pop(item[key])) if item[key] in patched else item for item in base]
-                return [*kept, *patched.values()]
+                return [*patched.values(), *kept]
     return copy.deepcopy(patch)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,20 @@ def container(workload: Manifest) -> dict[str, Any]:
 def test_schemas(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubectl_makes_the_same_of_it(overlay: str) -> None:
+    command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # The hash of the content in a ConfigMap's name: topology-8b2t4m6c9d.
+    made = list(yaml.safe_load_all(re.sub(r"\btopology-[a-z0-9]{10}\b", "topology", text)))
+
+    def key(manifest: Manifest) -> tuple[str, str]:
+        return manifest["kind"], manifest["metadata"]["name"]
+
+    assert sorted(made, key=key) == sorted(render(KUBERNETES / overlay), key=key)
 
 
 def test_schemas_refuse_a_slip() -> None:
