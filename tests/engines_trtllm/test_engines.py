@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -105,9 +106,18 @@ async def engines(
     await decode.close()
 
 
+@pytest.fixture(autouse=True)
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the adapter sent to its own process, which here is pytest's."""
+    sent: list[int] = []
+    monkeypatch.setattr("components.engines.trtllm.llm.os.kill", lambda pid, number: sent.append(number))
+    return sent
+
+
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def nothing_is_left(engines: Engines) -> AsyncIterator[None]:
+async def nothing_is_left(engines: Engines, signals: list[int]) -> AsyncIterator[None]:
     yield
+    assert signals == []
     await until(lambda: not any({**engines.decode.held(), **engines.prefill.held()}.values()), engines.decode.held)
     assert engines.pool.used == 0
     # A handle that nobody takes keeps its memory for ever.
@@ -161,15 +171,17 @@ async def test_a_reader_that_leaves_before_the_first_token_does_not_cut_the_tran
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contract_model, "transfers_held", True)
-    first = await engines.first("Hello", ())
-    leaving = asyncio.create_task(engines.rest(first))
+    monkeypatch.setattr(contract_model, "pace", 0.005)
+    long = Sampling(max_tokens=10_000)
+    first = await engines.first("Hello", (), long)
+    leaving = asyncio.create_task(engines.rest(first, long))
     await until(lambda: engines.decode.held()["requests"] == 1, engines.decode.held)
     leaving.cancel()
     await asyncio.wait([leaving])
     assert engines.decode.held() == {"requests": 1}, "the transfer still runs"
     monkeypatch.setattr(contract_model, "transfers_held", False)
+    # Now the request is aborted; the contract's engine dies of an abort that comes too early.
     await until(lambda: engines.decode.held()["requests"] == 0, engines.decode.held)
-    # The contract's engine dies of an abort that comes too early.
     assert await engines.answer("Again", []) == engines.expected("Again", [])
 
 
@@ -206,14 +218,15 @@ async def test_a_transfer_that_fails_is_another_workers_chance(
     assert failed.value.retryable
 
 
-async def test_an_engine_that_died_ends_its_process(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    signals: list[int] = []
-    monkeypatch.setattr("components.engines.trtllm.llm.os.kill", lambda pid, number: signals.append(number))
+async def test_an_engine_that_died_ends_its_process(
+    engines: Engines, signals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(contract_model, "transfer_fails", CppExecutorError("gone"))
     with pytest.raises(EngineError) as failed:
         await engines.answer("Hello", [])
     assert failed.value.retryable
-    assert signals == [15]
+    assert signals == [signal.SIGTERM]
+    signals.clear()
 
 
 async def test_a_kv_that_is_not_of_this_prompt_is_refused(engines: Engines) -> None:

@@ -20,6 +20,7 @@ from tensorrt_llm.llmapi.llm_args import TorchLlmArgs
 from tensorrt_llm.sampling_params import SamplingParams
 
 _ids = itertools.count(1)
+_MARK = b"\xff\x00"  # no text in any encoding, as the real state
 
 
 class BaseLLM:
@@ -166,7 +167,7 @@ class _Request:
             request_type="context_only",
             first_gen_tokens=[first],
             ctx_request_id=self._params.disagg_request_id or self.result.request_id,
-            opaque_state=b"\xff\x00" + kv,
+            opaque_state=_MARK + kv + contract_model.kv(self.token_ids, (), None),
         )
         if self._mrope is not None:
             # For a decode engine on the same machine: copies, to be taken by whoever gets this.
@@ -184,10 +185,13 @@ class _Request:
         if contract_model.transfer_fails is not None:
             self.result.responses.put_nowait(Response(error=contract_model.transfer_fails))
             return
-        kv = given.opaque_state.removeprefix(b"\xff\x00")
+        kv, prompt = given.opaque_state.removeprefix(_MARK)[:32], given.opaque_state[-32:]
+        if prompt != contract_model.kv(self.token_ids, (), None):
+            self.result.responses.put_nowait(Response(error=RequestError("the KV is another prompt's")))
+            return
         delta = self._mrope[1] if self._mrope else 0
         pending: list[int] = []
-        stops = () if self._sampling.ignore_eos else self._sampling.stop_token_ids or ()
+        stops = self._sampling.stop_token_ids or ()  # ignore_eos is for the end token alone
         for index in range(self._sampling.max_tokens):
             # The first token comes from prefill and is a part of this answer too.
             token = contract_model.token(kv, delta, index) if index else given.first_gen_tokens[0]
