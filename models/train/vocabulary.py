@@ -54,49 +54,45 @@ warm wash water wave way week well west wet wheat wheel white wide wild win wind
 word work world yard year yellow yes you young zebra zero zone
 """.split()
 
-# Name shown to people, then "=" and the icon keys that draw it (without, the name with dashes is the key).
+# Name shown to people ("_" for a space), then "=" and the icon keys that draw it; without, the name with dashes is the key.
 _ICON_NAMES = """
-airplane ambulance american football=american-football anchor ant avocado axe backpack bacon badger badminton bagel
-balloon banana banjo basket basketball bat bathtub battery beans bear beaver bed beer mug=beer-mug beetle bell
-bell pepper=bell-pepper bicycle birthday cake=birthday-cake bison blueberries bomb bone bouquet boxing glove=boxing-glove
-brain bread brick briefcase broccoli broom bucket bug burger=hamburger burrito bus=bus,oncoming-bus butter butterfly
-cactus calendar camel=camel,two-hump-camel camera candle candy canoe car=automobile,oncoming-automobile carrot castle
-cat=cat,cat-face cheese=cheese-wedge cherries chestnut chicken chocolate=chocolate-bar christmas tree=christmas-tree
-church cigarette clipboard cloud cocktail=cocktail-glass coconut comet compass cookie cow=cow,cow-face crab crayon
-credit card=credit-card crocodile croissant crown crutch cucumber cup of coffee=hot-beverage cupcake dagger
-deer delivery truck=delivery-truck dog=dog,dog-face dolphin donkey door doughnut dove dragon dress drum duck
-dumpling eagle ear ear of corn=ear-of-corn egg eggplant elephant envelope eye factory feather ferris wheel=ferris-wheel
-fire fire engine=fire-engine fish flamingo flashlight flute fly foot fork and knife=fork-and-knife fountain
-fountain pen=fountain-pen four-leaf clover=four-leaf-clover fox french fries=french-fries frog fuel pump=fuel-pump
-garlic ghost=ghost gem=gem-stone giraffe glass of milk=glass-of-milk glasses globe=globe-showing-americas,globe-showing-europe-africa
-gloves goat goose gorilla grapes green apple=green-apple guitar hammer handbag headphones=headphone hedgehog helicopter
-hippo=hippopotamus honey pot=honey-pot bee=honeybee hook horse=horse,horse-face hospital hot dog=hot-dog hot pepper=hot-pepper
-hourglass=hourglass-done,hourglass-not-done house ice cream=ice-cream,soft-ice-cream ice skate=ice-skate
-jack-o-lantern=jack-o-lantern jar jeans jellyfish joystick kangaroo key keyboard knife=kitchen-knife kite kiwi=kiwi-fruit
-koala ladder ladybug=lady-beetle laptop lemon leopard light bulb=light-bulb lime lion lipstick lizard llama lobster
-locomotive lollipop magic wand=magic-wand magnet magnifying glass=magnifying-glass-tilted-left,magnifying-glass-tilted-right
-mammoth mango maple leaf=maple-leaf melon microphone microscope mirror monkey=monkey,monkey-face moose mosquito
-motorcycle motor scooter=motor-scooter mountain=mountain,snow-capped-mountain mouse=mouse,mouse-face mouse trap=mouse-trap mouth
-mushroom musical note=musical-note necktie newspaper nose octopus olive onion orangutan otter owl ox oyster paintbrush
-palm tree=palm-tree pancakes panda paperclip parachute parrot peach peacock peanuts pear pencil penguin phone=telephone
-phone receiver=telephone-receiver piano=musical-keyboard pickup truck=pickup-truck pie pig=pig,pig-face pill pineapple
-pizza=pizza plunger polar bear=polar-bear police car=police-car,oncoming-police-car poodle popcorn postbox
-potato potted plant=potted-plant pretzel printer puzzle piece=puzzle-piece rabbit=rabbit,rabbit-face raccoon
-racing car=racing-car radio rainbow ram red apple=red-apple rhinoceros ribbon robot rock rocket roller skate=roller-skate
-rooster rose sailboat sandwich satellite saxophone scarf school scissors scooter=kick-scooter scorpion screwdriver
-seal sewing needle=sewing-needle shark sheep=ewe shield ship shirt=t-shirt shopping cart=shopping-cart shorts shower
-shrimp skateboard skull skunk sled sloth smartphone=mobile-phone snail snake snowflake snowman=snowman,snowman-without-snow
-soap soccer ball=soccer-ball socks spaghetti spider spider web=spider-web spoon squid steaming bowl=steaming-bowl
-stethoscope stopwatch strawberry submarine sandwich=stuffed-flatbread suitcase=luggage sun sunflower sunglasses sushi
-swan syringe taco tangerine taxi=taxi,oncoming-taxi teapot teddy bear=teddy-bear telescope television tennis ball=tennis
-tent test tube=test-tube thermometer tiger=tiger,tiger-face toilet tomato tooth toothbrush top hat=top-hat tornado tractor
-traffic light=vertical-traffic-light,horizontal-traffic-light train=high-speed-train,bullet-train,train
-tree=deciduous-tree,evergreen-tree trophy trumpet tulip turkey turtle dinosaur=t-rex,sauropod umbrella=umbrella,closed-umbrella
-unicorn violin volcano volleyball waffle watch watermelon whale=whale,spouting-whale wheel wheelchair=manual-wheelchair
-window wine glass=wine-glass wolf worm wrench yarn yo-yo=yo-yo zebra padlock=locked calculator=abacus statue=moai
-high heel=high-heeled-shoe running shoe=running-shoe boot=womans-boot,hiking-boot coat crystal ball=crystal-ball
-gift=wrapped-gift helmet=rescue-workers-helmet paper=page-facing-up safety pin=safety-pin seedling shopping bags=shopping-bags
-sponge toolbox bullseye tram goggles hut kimono lotus moon cake=moon-cake nesting dolls=nesting-dolls mailbox=open-mailbox-with-raised-flag,closed-mailbox-with-raised-flag
+airplane ambulance american_football anchor ant avocado axe backpack bacon badger bagel balloon banana banjo basket
+basketball bat bathtub battery beans bear beaver bed beer_mug beetle bell bell_pepper bicycle birthday_cake bison
+blueberries bomb bone bouquet boxing_glove brain bread brick briefcase broccoli broom bucket bug burger=hamburger
+burrito bus=bus,oncoming-bus butter butterfly cactus calendar camel=camel,two-hump-camel camera candle candy canoe
+car=automobile,oncoming-automobile carrot castle cat=cat,cat-face cheese=cheese-wedge cherries chestnut chicken
+chocolate=chocolate-bar christmas_tree church cigarette clipboard cloud cocktail=cocktail-glass coconut comet compass
+cookie cow=cow,cow-face crab crayon credit_card crocodile croissant crown crutch cucumber cup_of_coffee=hot-beverage
+cupcake dagger deer delivery_truck dog=dog,dog-face dolphin donkey door doughnut dove dragon dress drum duck dumpling
+eagle ear ear_of_corn egg eggplant elephant envelope eye factory feather ferris_wheel fire fire_engine fish flamingo
+flashlight flute fly foot fork_and_knife fountain fountain_pen four-leaf_clover fox french_fries frog fuel_pump garlic
+ghost gem=gem-stone giraffe glass_of_milk glasses globe=globe-showing-americas,globe-showing-europe-africa gloves goat
+goose gorilla grapes guitar hammer handbag headphones=headphone hedgehog helicopter hippo=hippopotamus honey_pot
+bee=honeybee hook horse=horse,horse-face hospital hot_dog hot_pepper hourglass=hourglass-done,hourglass-not-done house
+ice_cream=ice-cream,soft-ice-cream ice_skate jack-o-lantern jar jeans jellyfish joystick kangaroo key keyboard
+knife=kitchen-knife kite kiwi=kiwi-fruit koala ladder ladybug=lady-beetle laptop lemon leopard light_bulb lion
+lipstick lizard llama lobster locomotive lollipop magic_wand magnet
+magnifying_glass=magnifying-glass-tilted-left,magnifying-glass-tilted-right mammoth mango maple_leaf microphone
+microscope mirror monkey=monkey,monkey-face moose mosquito motorcycle motor_scooter
+mountain=mountain,snow-capped-mountain mouse=mouse,mouse-face mouse_trap mouth mushroom musical_note necktie newspaper
+nose octopus olive onion orangutan otter owl oyster paintbrush palm_tree pancakes panda paperclip parachute parrot
+peach peacock peanuts pear pencil penguin phone=telephone phone_receiver=telephone-receiver piano=musical-keyboard
+pickup_truck pie pig=pig,pig-face pill pineapple pizza plunger polar_bear police_car=police-car,oncoming-police-car
+poodle popcorn postbox potato potted_plant pretzel printer puzzle_piece rabbit=rabbit,rabbit-face raccoon racing_car
+radio rainbow apple=red-apple,green-apple rhinoceros ribbon robot rocket roller_skate rooster rose sailboat sandwich
+satellite saxophone scarf school scissors scooter=kick-scooter scorpion screwdriver seal sewing_needle shark sheep=ewe
+shield ship shirt=t-shirt shopping_cart shorts shower shrimp skateboard skull skunk sled sloth smartphone=mobile-phone
+snail snake snowflake snowman=snowman,snowman-without-snow soap soccer_ball socks spaghetti spider spider_web spoon
+squid steaming_bowl stethoscope stopwatch strawberry suitcase=luggage sun sunflower sunglasses sushi swan syringe taco
+tangerine taxi=taxi,oncoming-taxi teapot teddy_bear telescope television tennis_ball=tennis tent test_tube thermometer
+tiger=tiger,tiger-face toilet tomato tooth toothbrush top_hat tornado tractor
+traffic_light=vertical-traffic-light,horizontal-traffic-light train=high-speed-train,bullet-train,train
+tree=deciduous-tree,evergreen-tree trophy trumpet tulip turkey turtle dinosaur=t-rex,sauropod
+umbrella=umbrella,closed-umbrella unicorn violin volcano volleyball waffle watch watermelon whale=whale,spouting-whale
+wheel wheelchair=manual-wheelchair window wine_glass wolf worm wrench yarn yo-yo zebra padlock=locked statue=moai
+high_heel=high-heeled-shoe running_shoe boot=womans-boot,hiking-boot coat crystal_ball gift=wrapped-gift
+helmet=rescue-workers-helmet safety_pin seedling shopping_bags toolbox bullseye tram goggles hut kimono lotus
+nesting_dolls mailbox=open-mailbox-with-raised-flag,closed-mailbox-with-raised-flag abacus melon
 """
 
 # Said without "a": plural or uncountable.
@@ -108,21 +104,33 @@ _NO_ARTICLE = {
 }
 
 
+
 def _parse_icons(text: str) -> dict[str, list[str]]:
-    """{name: [icon keys]}. A multi-word name must carry its keys, so the parser can tell where it begins."""
+    """{name: [icon keys]}."""
     icons: dict[str, list[str]] = {}
-    for line in text.strip().splitlines():
-        pending: list[str] = []
-        for word in line.split():
-            pending.append(word)
-            if "=" in word:
-                last, keys = word.split("=")
-                # Words before this one that are icons in their own right were one-word names.
-                start = _first_of_name(pending[:-1], keys, last)
-                for single in pending[:start]:
-                    icons[single] = [single]
-                icons[" ".join([*pending[start:-1], last])] = keys.split(",")
-                pending = []
-        for single in pending:
-            icons[single] = [single]
+    for entry in text.split():
+        name, _, keys = entry.partition("=")
+        icons[name.replace("_", " ")] = keys.split(",") if keys else [name.replace("_", "-")]
     return icons
+
+
+ICONS: dict[str, list[str]] = _parse_icons(_ICON_NAMES)
+
+
+def with_article(name: str) -> str:
+    """"dog" -> "a dog", "owl" -> "an owl", "grapes" -> "grapes"."""
+    if name in _NO_ARTICLE:
+        return name
+    # "unicorn" and "one" begin with a consonant sound.
+    vowel = name[0] in "aeiou" and not name.startswith(("uni", "one", "eu"))
+    return f"an {name}" if vowel or name == "x-ray" else f"a {name}"
+
+
+def is_plural(name: str) -> bool:
+    """Whether "are" follows the name rather than "is"."""
+    return name in _NO_ARTICLE and name.endswith("s")
+
+
+def held_out(word: str, every: int = 6) -> bool:
+    """Whether this printed word is kept for evaluation: a fixed pseudo-random choice of one in `every`."""
+    return zlib.crc32(word.encode()) % every == 0
