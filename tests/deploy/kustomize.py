@@ -68,9 +68,9 @@ def merge(base: Any, patch: Any) -> Any:
     if isinstance(base, list) and isinstance(patch, list):
         for key in ("mountPath", "name"):
             if all(isinstance(item, dict) and key in item for item in (*base, *patch)):
-                patched = {item[key]: item for item in patch}
-                kept = [merge(item, patched.pop(item[key])) if item[key] in patched else item for item in base]
-                return [*patched.values(), *kept]
+                before = {item[key]: item for item in base}
+                named = [merge(before.pop(item[key]), item) if item[key] in before else item for item in patch]
+                return [*named, *before.values()]  # in the order that kustomize gives them
     return copy.deepcopy(patch)
 
 
