@@ -46,12 +46,14 @@ class EmbeddingFormat:
     """Rows of an embedding: ``width`` numbers of ``dtype`` (numpy's name, or ``bfloat16``), ``row_bytes`` bytes each.
 
     ``revision`` is a digest of the weights and the preprocessing: rows of another revision mean something else.
+    ``device`` is where this engine makes or takes them (``cpu``, ``cuda:0``): slots are allocated there.
     """
 
     width: int
     dtype: str
     row_bytes: int
     revision: str
+    device: str
 
 
 class EncodeEngine(Protocol):

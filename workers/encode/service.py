@@ -122,7 +122,7 @@ async def run(topology: Topology, instance: str | None = None) -> None:
     ):
         encoder = engine(topology).encode_engine(topology)
         await asyncio.to_thread(encoder.warm_up)
-        embeddings = await connector.create_pool(topology.encode.pool_bytes)
+        embeddings = await connector.create_pool(topology.encode.pool_bytes, encoder.format.device)
         images = await connector.create_pool(IMAGES_IN_FLIGHT * media.max_bytes)
         sources = ImageSources(fetcher, connector, images, limits, deadline=topology.transfer.deadline_seconds)
         cache = EmbeddingCache(embeddings)

@@ -120,7 +120,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         prefill_engine = engine(topology).prefill_engine(topology, connector)
         await prefill_engine.start()
         format = prefill_engine.format
-        pool = await connector.create_pool(EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes)
+        size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes
+        pool = await connector.create_pool(size, format.device)
         images = ImageReader(
             panel.bus,
             connector,

@@ -49,6 +49,8 @@ class Checkpoint:
             raise ValueError(f"{path}: the transformers engine serves qwen2_5_vl, this is {config.model_type}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda":
+            device = "cuda:0"
         if dtype == "auto":
             dtype = "bfloat16" if torch.device(device).type == "cuda" else "float32"
         allowed = int(config.text_config.max_position_embeddings)
@@ -67,6 +69,7 @@ class Checkpoint:
             dtype=str(self.dtype).removeprefix("torch."),
             row_bytes=width * self.dtype.itemsize,
             revision=self.revision,
+            device=str(self.device),
         )
 
     @property

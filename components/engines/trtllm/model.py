@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from tokenizers import Tokenizer
 
@@ -81,7 +82,13 @@ class Model:
 
     @cached_property
     def format(self) -> EmbeddingFormat:
-        return EmbeddingFormat(self.width, self.dtype, self.width * _ITEM_BYTES[self.dtype], self._revision())
+        return EmbeddingFormat(
+            width=self.width,
+            dtype=self.dtype,
+            row_bytes=self.width * _ITEM_BYTES[self.dtype],
+            revision=self._revision(),
+            device="cuda:0" if torch.cuda.is_available() else "cpu",
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
