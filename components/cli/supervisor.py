@@ -103,15 +103,17 @@ class Supervisor:
         return True
 
     async def drain(self) -> Literal[True]:
-        """Stops the roles in the order of a request's way, each once nobody sends it requests any more.
+        """Stops each role once nobody sends it requests any more, so that what is in flight is finished.
 
-        So what is in flight is finished by roles that are all still there. All of it takes ``drain_seconds`` at most.
+        That is the order of a request's way. With a NATS of its own the stack has no senders but its frontends: when
+        they are gone, the others have nothing left and stop together. All of it takes ``drain_seconds`` at most.
         """
         for keeper in self._keepers:
             keeper.cancel()
         deadline = time.monotonic() + self.topology.drain_seconds
-        for role in _WAY:
-            children = {slot: child for slot, child in self._children.items() if slot.role == role}
+        shared = bool(self.topology.nats.servers)
+        for stage in [{role} for role in _WAY] if shared else [{_WAY[0]}, set(_WAY[1:])]:
+            children = {slot: child for slot, child in self._children.items() if slot.role in stage}
             for slot, child in children.items():
                 self.board.set(slot.name, "stopping")
                 child.terminate()
