@@ -10,10 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
+from components.config import load
 from components.engines.base import EngineError
-from components.engines.trtllm import release
+from components.engines.trtllm import encode_engine, release
 from components.engines.trtllm.decode import TrtllmDecodeEngine
 from components.engines.trtllm.devices import make_visible
 from components.engines.trtllm.model import Model
@@ -93,3 +96,26 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with pytest.raises(ValueError, match="sees 2"):
         make_visible("cuda:2")
+
+
+def test_without_tensorrt_llm_the_vision_tower_of_transformers_makes_the_same_kind_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.qwen(tmp_path)
+    config = Qwen2_5_VLConfig(
+        text_config={"hidden_size": models.WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 480},
+        vision_config={"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": models.WIDTH},
+    )
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    monkeypatch.setattr("components.engines.trtllm.find_spec", lambda name: None)
+    topology = load(None, [f"model.path={folder}", "model.dtype=float16", "encode.device=cpu"], environ={})
+    tower = encode_engine(topology)
+    expected = Model.open(str(folder), dtype="float16").format
+    assert (tower.format.width, tower.format.dtype, tower.format.revision) == (
+        expected.width,
+        expected.dtype,
+        expected.revision,
+    )
+    prepared = tower.prepare(Image.new("RGB", (112, 84)))
+    assert prepared.grid == Patches.open(folder).grid(112, 84)
+    assert prepared.tokens == 12

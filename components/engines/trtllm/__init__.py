@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -74,5 +75,6 @@ def _transformers_tower(topology: Topology, model: Model) -> EncodeEngine:
     tower = TransformersEncodeEngine(
         Checkpoint.open(str(model.folder), dtype=model.dtype, device=topology.encode.device)
     )
-    tower.format = model.format
+    # Prefill has no transformers to name the weights by, so both names are this engine's.
+    tower.format = replace(tower.format, revision=model.format.revision)
     return tower
