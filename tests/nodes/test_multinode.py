@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from components.nodes.gate import picture
 from tests.model import MODEL
 from tests.nodes.hosts import Host, hosts
 from tests.nodes.launcher import ANSWERS, Launcher, launched
+from tests.servers import ROOT
 
 pytestmark = [
     pytest.mark.skipif("TRIPTYCH_MULTINODE" not in os.environ, reason="needs root: make test-multinode"),
@@ -133,3 +135,21 @@ async def test_a_cut_link(running: Running, which: int) -> None:
     after = (await running.ask("The same?")).json()["choices"][0]["message"]["content"]
     assert after == before
     print(f"cut link of {host.name}: typed error after {took:.1f} s, answers {recovered:.1f} s after the link is back")
+
+
+async def test_the_benchmark_between_two_hosts(running: Running) -> None:
+    first, second = running.hosts[1:]
+    launch = "ip netns exec {node} env UCX_TLS=tcp UCX_NET_DEVICES=eth0"
+    limits = ["--min-read", "0.001", "--min-write", "0.001"]
+    places = [f"{host.address}={host.name}" for host in (first, second)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(str(ROOT / "deploy" / "bench" / "bench.py"), "hosts", "--launch", launch, "--max-bytes", "1100000"),
+        *(*limits, *places),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 300)
+    print(output.decode())
+    assert process.returncode == 0
+    assert "passed" in output.decode()
