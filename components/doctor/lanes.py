@@ -22,6 +22,10 @@ _SECONDS = 120.0
 """Longest time for all pairs, imports included."""
 _HOST_FLOOR = 0.2
 """GB/s between host processes: a core that copies reaches it even where it must share."""
+_SAME_MACHINE = (
+    "leave `cma` in UCX_TLS; /proc/sys/kernel/yama/ptrace_scope must be 0 or 1; containers need one PID and one IPC "
+    "namespace and the capability SYS_PTRACE (docs/deploy.md, `How bytes go between containers`)"
+)
 
 
 async def check_lanes(gpus: int, ucx: Mapping[str, str]) -> list[Finding]:
@@ -68,7 +72,10 @@ def judge(lanes: Sequence[Mapping[str, Any]], log: str) -> list[Finding]:
         protocol = protocol_of(log, kind, local, remote)
         numbers = {"GB_per_s": speed, "microseconds": lane["microseconds"], "lane": lane["name"], "protocol": protocol}
         says = f"{speed:.2f} GB/s, {lane['microseconds']:.0f} µs for 64 KiB, {protocol or lane['name']}"
-        if lane["software"]:
+        if local == remote == "cpu" and "tcp/" in protocol:
+            # NIXL moves it all the same, several times slower and with a core at each end.
+            found.append(Finding(name, "warn", f"{says}: not from process to process", _SAME_MACHINE, numbers))
+        elif lane["software"]:
             found.append(Finding(name, "fail", f"{says}: a software path", "; ".join(lane["advice"]), numbers))
         elif speed < _HOST_FLOOR:
             change = "see whether the node is busy (`uptime`), and whether `cma` is left out of UCX_TLS"

@@ -68,9 +68,13 @@ async def test_host_memory() -> None:
         assert each.numbers["protocol"]
 
 
-async def test_tcp_alone_is_named() -> None:
+async def test_tcp_between_processes_of_one_machine_is_said() -> None:
     found = await check_lanes(0, {"UCX_TLS": "tcp"})
-    assert all("tcp/" in str(each.numbers["protocol"]) for each in found), found
+    assert len(found) == 2
+    for each in found:
+        assert "tcp/" in str(each.numbers["protocol"]), found
+        assert each.level == "warn"
+        assert "ptrace_scope" in each.change
 
 
 async def test_transports_without_tcp() -> None:
