@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.servers import ROOT
 
@@ -20,6 +22,18 @@ def run(*command: str) -> str:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, f"{' '.join(command)}: {result.stderr}"
     return result.stdout
+
+
+def missing(tunnels: Path = Path("/dev/net/tun")) -> list[str]:
+    """What this machine lacks for namespaces with cables, and how to get it."""
+    found = []
+    if os.geteuid() != 0:
+        found.append("namespaces need root: sudo make test-multinode")
+    if shutil.which("ip") is None:
+        found.append("there is no `ip`: apt-get install iproute2 (dnf install iproute)")
+    if not tunnels.exists():
+        found.append(f"there is no {tunnels}: modprobe tun; in a container --device {tunnels} and --cap-add NET_ADMIN")
+    return found
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,8 @@ class Host:
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
     """That many, each with ``eth0`` and no way to anything but the others and this machine."""
+    lacks = missing()
+    assert not lacks, "\n".join(lacks)
     number = os.getpid() % 10_000
     bridge, subnet = f"ttb{number}", f"10.{77 + number % 100}.{number // 100 % 200}"
     planned = [Host(f"tt{number}-{n}", f"{subnet}.{n}", f"ttv{number}{n}") for n in range(1, count + 1)]
@@ -52,7 +68,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
     )
     try:
         assert wire.stdout is not None
-        assert wire.stdout.readline() == b"ready\n", "no /dev/net/tun?"
+        assert wire.stdout.readline() == b"ready\n", "the cables cannot be laid: its error is above"
         run("ip", "link", "add", bridge, "type", "bridge")
         run("ip", "address", "add", f"{subnet}.254/24", "dev", bridge)
         run("ip", "link", "set", bridge, "mtu", MTU, "up")

@@ -14,6 +14,7 @@ from components.config import ConfigError
 from components.nodes.layout import NodeList, read, split
 from components.runtime.servers import free_port
 from tests.model import MODEL
+from tests.nodes.hosts import missing
 from tests.nodes.launcher import ANSWERS, launched
 from tests.servers import ROOT
 from tests.waiting import until
@@ -126,3 +127,11 @@ def _below(folder: Path) -> dict[int, str]:
         except OSError:  # it has just ended
             continue
     return found
+
+
+def test_what_namespaces_lack_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine without root, iproute2 and /dev/net/tun, all three at once."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    root, program, tunnel = missing(tmp_path / "tun")
+    assert "sudo" in root and "apt-get install iproute2" in program and "modprobe tun" in tunnel
