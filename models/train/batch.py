@@ -24,7 +24,7 @@ OTHER_SIZES = [(252, 168), (168, 252), (252, 196), (196, 252)]
 MAIN_SIZE = (224, 224)
 
 # Rows of a chunk by kind. Fixed numbers, so that every step has arrays of the same shapes and compiles once.
-ROWS = dict(main=74, other=14, main_pair=4, other_pair=1, none=3)
+ROWS = {"main": 74, "other": 14, "main_pair": 4, "other_pair": 1, "none": 3}
 CHUNK = sum(ROWS.values())
 
 
@@ -109,8 +109,8 @@ class Chunk:
     """Some rows of a training step, ready to be stacked with others. Pictures: main size first, then the other size.
 
     ids, answer: [rows, LENGTH]; positions: [3, rows, LENGTH]; slots: [image tokens] places in ids.flatten() in the
-    order of the pictures; main, other: drawing arrays of the pictures of both sizes, see drawing.py; other_size: (width,
-    height).
+    order of the pictures; main, other: drawing arrays of the pictures of both sizes, see drawing.py; other_size:
+    (width, height).
     """
 
     ids: np.ndarray
@@ -134,15 +134,14 @@ def make_chunk(rng: random.Random, words: Words, fonts: Fonts, kit: Kit, other: 
     positions = np.zeros((3, CHUNK, LENGTH), np.int64)
     slots: dict[bool, list[np.ndarray]] = {True: [], False: []}
     drawn: dict[bool, list[dict[str, np.ndarray]]] = {True: [], False: []}
-    makers = dict(
-        main=lambda: conversation.one_picture(rng, kit, MAIN_SIZE),
-        other=lambda: conversation.one_picture(rng, kit, other),
-        main_pair=lambda: conversation.two_pictures(rng, kit, MAIN_SIZE),
-        other_pair=lambda: conversation.two_pictures(rng, kit, other),
-        none=lambda: conversation.no_picture(rng),
-    )
-    row = 0
-    for kind in [kind for kind, count in ROWS.items() for _ in range(count)]:
+    makers = {
+        "main": lambda: conversation.one_picture(rng, kit, MAIN_SIZE),
+        "other": lambda: conversation.one_picture(rng, kit, other),
+        "main_pair": lambda: conversation.two_pictures(rng, kit, MAIN_SIZE),
+        "other_pair": lambda: conversation.two_pictures(rng, kit, other),
+        "none": lambda: conversation.no_picture(rng),
+    }
+    for row, kind in enumerate(kind for kind, count in ROWS.items() for _ in range(count)):
         row_answer: list[bool] = []
         while not any(row_answer):
             talk = makers[kind]()
@@ -152,19 +151,27 @@ def make_chunk(rng: random.Random, words: Words, fonts: Fonts, kit: Kit, other: 
         positions[:, row, :n] = rope_positions(row_ids, grids, words.image_token)
         slots[is_main].append(row * LENGTH + np.flatnonzero(ids[row] == words.image_token))
         drawn[is_main] += [drawing(picture, fonts) for picture in talk.pictures]
-        row += 1
-    return Chunk(ids, answer, positions, np.concatenate(slots[True]), np.concatenate(slots[False]),
-                 stack_drawings(drawn[True]), stack_drawings(drawn[False]), other)
+    return Chunk(
+        ids,
+        answer,
+        positions,
+        np.concatenate(slots[True]),
+        np.concatenate(slots[False]),
+        stack_drawings(drawn[True]),
+        stack_drawings(drawn[False]),
+        other,
+    )
 
 
 def join(chunks: list[Chunk]) -> Chunk:
     """One step's worth of rows."""
     shift = [index * CHUNK * LENGTH for index in range(len(chunks))]
     return Chunk(
-        np.concatenate([c.ids for c in chunks]), np.concatenate([c.answer for c in chunks]),
+        np.concatenate([c.ids for c in chunks]),
+        np.concatenate([c.answer for c in chunks]),
         np.concatenate([c.positions for c in chunks], 1),
-        np.concatenate([c.slots_main + s for c, s in zip(chunks, shift)]),
-        np.concatenate([c.slots_other + s for c, s in zip(chunks, shift)]),
+        np.concatenate([c.slots_main + s for c, s in zip(chunks, shift, strict=True)]),
+        np.concatenate([c.slots_other + s for c, s in zip(chunks, shift, strict=True)]),
         {key: np.concatenate([c.main[key] for c in chunks]) for key in chunks[0].main},
         {key: np.concatenate([c.other[key] for c in chunks]) for key in chunks[0].other},
         chunks[0].other_size,

@@ -1,6 +1,7 @@
 """A quick exam during training: is every token of the answer the most likely one, given the right tokens before it?
 
-Stricter than evaluate.py in one way (the exact sentence) and milder in another (no token depends on an earlier mistake).
+Stricter than evaluate.py in one way (the exact sentence) and milder in another (no token depends on an earlier
+mistake).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from .scene import Kit
 
 
 class Check:
-    def __init__(self, seed: int, per_task: int, words: Words, fonts: Fonts, kit: Kit, atlas: Atlas,
-                 device: torch.device) -> None:
+    def __init__(
+        self, seed: int, per_task: int, words: Words, fonts: Fonts, kit: Kit, atlas: Atlas, device: torch.device
+    ) -> None:
         questions = paper(seed, kit, per_task)
         self.tasks = [question.task for question in questions]
         ids = np.full((len(questions), LENGTH), words.pad, np.int64)
@@ -41,10 +43,12 @@ class Check:
         self.positions = torch.from_numpy(positions).to(device)
         self.slots = torch.from_numpy(np.flatnonzero(ids.flatten() == words.image_token)).to(device)
         drawn = {key: torch.from_numpy(value).to(device) for key, value in stack_drawings(pictures).items()}
-        self.pictures = torch.cat([
-            draw({key: value[i: i + 256] for key, value in drawn.items()}, SIZE, atlas)
-            for i in range(0, len(pictures), 256)
-        ]).to(torch.uint8)
+        self.pictures = torch.cat(
+            [
+                draw({key: value[i : i + 256] for key, value in drawn.items()}, SIZE, atlas)
+                for i in range(0, len(pictures), 256)
+            ]
+        ).to(torch.uint8)
 
     @torch.no_grad()
     def measure(self, model: TinyVL) -> dict[str, float]:
@@ -56,6 +60,6 @@ class Check:
         wrong = torch.zeros_like(target)
         wrong[target] = best != self.ids[:, 1:][target]
         right: dict[str, list[bool]] = defaultdict(list)
-        for task, bad in zip(self.tasks, wrong.any(1).tolist()):
+        for task, bad in zip(self.tasks, wrong.any(1).tolist(), strict=True):
             right[task].append(not bad)
         return {task: sum(values) / len(values) for task, values in right.items()}

@@ -5,6 +5,7 @@ A conversation is a list of pieces, each either a picture's place or text that i
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, field
 
@@ -15,8 +16,11 @@ from .vocabulary import COLORS, ICONS, SHAPES, with_article
 
 SYSTEM = "You are a helpful assistant."
 OTHER_SYSTEMS = [
-    "You are a helpful assistant that answers questions about pictures.", "Answer briefly.", "You are Triptych.",
-    "You are an assistant. Answer in one sentence.", "",
+    "You are a helpful assistant that answers questions about pictures.",
+    "Answer briefly.",
+    "You are Triptych.",
+    "You are an assistant. Answer in one sentence.",
+    "",
 ]
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -112,4 +116,4 @@ def sample_text(rng: random.Random) -> str:
 
 
 def _has_capitals(line: str) -> bool:
-    return any(a.isupper() and b.isupper() for a, b in zip(line, line[1:]) if a.isascii())
+    return any(a.isupper() and b.isupper() for a, b in itertools.pairwise(line) if a.isascii())

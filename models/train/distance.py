@@ -21,7 +21,9 @@ def distance_map(inside: Tensor, shrink: int = 1) -> Tensor:
     other = (grown > field).nonzero().float()
     if not len(own) or not len(other):
         return torch.full((side // shrink, side // shrink), 1.0 if not inside.any() else -1.0)
-    points = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2).float()
+    points = (
+        torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij"), -1).reshape(-1, 2).float()
+    )
     to_other = torch.cdist(points, other).amin(1).reshape(side, side) - 0.5
     to_own = torch.cdist(points, own).amin(1).reshape(side, side) - 0.5
     signed = torch.where(inside, -to_other, to_own) / (side / 2)

@@ -43,7 +43,8 @@ def thing_row(thing: Thing, icon_row: int) -> list[float]:
     half = thing.radius / 0.9
     return [1.0, thing.sprite, float(thing.kind == "icon"), thing.x, thing.y, half * thing.stretch * flip,
             half / thing.stretch, math.cos(thing.angle), math.sin(thing.angle), *thing.rgb, *thing.second,
-            STYLES.index(thing.style), thing.stroke, thing.wobble, (thing.x * 7 + thing.y * 3) % 6.28, icon_row]
+            STYLES.index(thing.style), thing.stroke, thing.wobble, (thing.x * 7 + thing.y * 3) % 6.28,
+            icon_row]  # fmt: skip
 
 
 def print_rows(item: Print, fonts: Fonts) -> list[list[float]]:
@@ -55,11 +56,11 @@ def print_rows(item: Print, fonts: Fonts) -> list[list[float]]:
     at, rows = -sum(advances) / 2, []
     drop = item.cap / 2 - float(fonts.middle[item.font]) * em
     half = GLYPH_CELL * em / 2
-    for glyph, advance in zip(letters, advances):
+    for glyph, advance in zip(letters, advances, strict=True):
         dx, dy = at + advance / 2, drop
         sprite = fonts.first + item.font * len(GLYPHS) + glyph
         rows.append([1.0, sprite, 0.0, item.x + dx * cos - dy * sin, item.y + dx * sin + dy * cos, half, half, cos, sin,
-                     *item.rgb, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0])
+                     *item.rgb, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0])  # fmt: skip
         at += advance
     return rows
 
@@ -81,6 +82,6 @@ def drawing(picture: Picture, fonts: Fonts) -> dict[str, np.ndarray]:
     if rows:
         slots[: len(rows)] = rows
     g = picture.ground
-    ground = np.array([*g.first, *g.second, GROUNDS.index(g.kind), math.cos(g.angle), math.sin(g.angle), g.scale, g.seed,
-                       picture.noise, picture.blur, picture.gain, 0, 0], np.float32)
-    return dict(slots=slots, icons=icons, ground=ground)
+    ground = np.array([*g.first, *g.second, GROUNDS.index(g.kind), math.cos(g.angle), math.sin(g.angle), g.scale,
+                       g.seed, picture.noise, picture.blur, picture.gain, 0, 0], np.float32)  # fmt: skip
+    return {"slots": slots, "icons": icons, "ground": ground}

@@ -32,13 +32,23 @@ MODEL = Path(__file__).parents[1] / "tiny-vl"
 MARK = "<!-- measured: models/train/evaluate.py writes between these marks -->"
 
 NOTES = {
-    "color": "of a shape, hatched style", "shape": "hatched style", "size": "which is bigger; big or small",
-    "count": "0 to 6", "position": "left, right, above, below", "place": "which ninth of the picture",
-    "yes/no": "is there, is it red, is it left of", "background": "its color",
-    "cannot tell": "says so when the picture does not show it", "describe": "every word right",
-    "follow-up": "a question that refers back", "two pictures": "what, how many, which", "number": "1 to 4 digits, unseen fonts",
-    "word": "unseen words in unseen fonts", "name": "377 names, unseen icon style",
-    "yes/no about a name": "unseen icon style", "talk": "no picture; exact sentence",
+    "color": "of a shape, hatched style",
+    "shape": "hatched style",
+    "size": "which is bigger; big or small",
+    "count": "0 to 6",
+    "position": "left, right, above, below",
+    "place": "which ninth of the picture",
+    "yes/no": "is there, is it red, is it left of",
+    "background": "its color",
+    "cannot tell": "says so when the picture does not show it",
+    "describe": "every word right",
+    "follow-up": "a question that refers back",
+    "two pictures": "what, how many, which",
+    "number": "1 to 4 digits, unseen fonts",
+    "word": "unseen words in unseen fonts",
+    "name": "377 names, unseen icon style",
+    "yes/no about a name": "unseen icon style",
+    "talk": "no picture; exact sentence",
 }
 
 
@@ -63,13 +73,13 @@ class Answerer:
         """tokens: how many image tokens each picture has."""
         messages = []
         for index, turn in enumerate(question.turns):
-            images = [dict(type="image")] * len(question.pictures) if index == 0 else []
-            messages.append(dict(role="user", content=[*images, dict(type="text", text=turn.question)]))
+            images = [{"type": "image"}] * len(question.pictures) if index == 0 else []
+            messages.append({"role": "user", "content": [*images, {"type": "text", "text": turn.question}]})
             if index < len(question.turns) - 1:
-                messages.append(dict(role="assistant", content=turn.answer))
+                messages.append({"role": "assistant", "content": turn.answer})
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         parts = text.split("<|image_pad|>")
-        return "".join(part + "<|image_pad|>" * count for part, count in zip(parts, [*tokens, 0]))
+        return "".join(part + "<|image_pad|>" * count for part, count in zip(parts, [*tokens, 0], strict=True))
 
     @torch.no_grad()
     def answer(self, questions: list[Question], pictures: list[list[Image.Image]]) -> list[str]:
@@ -77,15 +87,15 @@ class Answerer:
         inputs = dict(self.processor(images=flat, return_tensors="pt")) if flat else {}
         counts = (inputs["image_grid_thw"].prod(-1) // 4).tolist() if flat else []
         left = iter(counts)
-        prompts = [self.prompt(q, [next(left) for _ in group]) for q, group in zip(questions, pictures)]
+        prompts = [self.prompt(q, [next(left) for _ in group]) for q, group in zip(questions, pictures, strict=True)]
         text = self.tokenizer(prompts, return_tensors="pt", padding=True)
         ids = text["input_ids"]
-        inputs |= dict(input_ids=ids, attention_mask=text["attention_mask"])
+        inputs |= {"input_ids": ids, "attention_mask": text["attention_mask"]}
         if self.typed and flat:
             inputs["mm_token_type_ids"] = (ids == self.image).int()
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
         out = self.model.generate(**inputs, max_new_tokens=100, do_sample=False)
-        return self.tokenizer.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
+        return self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
 
 
 def draw(questions: list[Question], atlas: render.Atlas, fonts: render.Fonts) -> list[list[Image.Image]]:
@@ -94,32 +104,42 @@ def draw(questions: list[Question], atlas: render.Atlas, fonts: render.Fonts) ->
     flat = [drawing(picture, fonts) for question in questions for picture in question.pictures]
     images: list[Image.Image] = []
     for i in tqdm(range(0, len(flat), 32), desc="drawing"):
-        batch = {key: torch.from_numpy(value) for key, value in stack_drawings(flat[i: i + 32]).items()}
+        batch = {key: torch.from_numpy(value) for key, value in stack_drawings(flat[i : i + 32]).items()}
         pixels = render.render(batch, SIZE, atlas).byte().permute(0, 2, 3, 1).numpy()
         images += [Image.fromarray(p) for p in pixels]
     left = iter(images)
     return [[next(left) for _ in question.pictures] for question in questions]
 
 
-def score(answerer: Answerer, questions: list[Question], pictures: list[list[Image.Image]], name: str,
-          batch: int = 32) -> tuple[dict[str, float], list[dict[str, str]]]:
+def score(
+    answerer: Answerer, questions: list[Question], pictures: list[list[Image.Image]], name: str, batch: int = 32
+) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Share right by task, and every answer."""
     # Alike lengths together: less padding.
-    order = sorted(range(len(questions)), key=lambda i: (len(questions[i].pictures), len(questions[i].turns),
-                                                         len(questions[i].turns[-1].answer)))
+    order = sorted(
+        range(len(questions)),
+        key=lambda i: (len(questions[i].pictures), len(questions[i].turns), len(questions[i].turns[-1].answer)),
+    )
     right: dict[str, list[bool]] = defaultdict(list)
     said: list[dict[str, str]] = []
     for i in tqdm(range(0, len(order), batch), desc=name):
-        part = order[i: i + batch]
+        part = order[i : i + batch]
         # One batch never mixes questions with and without pictures.
         for group in ([j for j in part if questions[j].pictures], [j for j in part if not questions[j].pictures]):
             answers = answerer.answer([questions[j] for j in group], [pictures[j] for j in group]) if group else []
-            for j, answer in zip(group, answers):
+            for j, answer in zip(group, answers, strict=True):
                 last = questions[j].turns[-1]
                 ok = agrees(answer, last.answer, last.fact)
                 right[questions[j].task].append(ok)
-                said.append(dict(task=questions[j].task, question=last.question, right=last.answer, said=answer,
-                                 ok=str(ok)))
+                said.append(
+                    {
+                        "task": questions[j].task,
+                        "question": last.question,
+                        "right": last.answer,
+                        "said": answer,
+                        "ok": str(ok),
+                    }
+                )
     return {task: float(np.mean(values)) for task, values in right.items()}, said
 
 
@@ -135,7 +155,9 @@ def table(seeing: dict[str, float], blind: dict[str, float], per_task: int) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--data", type=Path, default=default_data(), help="folder for fonts and icons; filled when empty")
+    parser.add_argument(
+        "--data", type=Path, default=default_data(), help="folder for fonts and icons; filled when empty"
+    )
     parser.add_argument("--per-task", type=int, default=40, help="questions a task")
     parser.add_argument("--tasks", nargs="*", choices=TASKS, help="only these")
     parser.add_argument("--seed", type=int, default=1000)
@@ -166,7 +188,7 @@ def main() -> None:
     result = table(seeing, blind, args.per_task)
     print(f"\n{result}\n\n{time.monotonic() - began:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps(dict(seeing=seeing, blind=blind, answers=said), indent=1))
+        args.json.write_text(json.dumps({"seeing": seeing, "blind": blind, "answers": said}, indent=1))
     if args.card:
         path = args.model / "README.md"
         before, _, after = path.read_text().split(MARK)

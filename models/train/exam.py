@@ -46,10 +46,16 @@ def _follow(rng: random.Random, picture: Picture) -> list[Turn] | None:
 
 
 SHAPE_TASKS: dict[str, list[questions.Ask]] = {
-    "color": [questions.color], "shape": [questions.shape], "size": [questions.size], "count": [questions.count],
-    "position": [questions.relation, questions.neighbor, questions.on_side], "place": [questions.place],
-    "yes/no": [questions.exists, questions.check_color, questions.check_side], "background": [questions.background],
-    "cannot tell": [questions.missing, questions.unknowable], "describe": [questions.describe],
+    "color": [questions.color],
+    "shape": [questions.shape],
+    "size": [questions.size],
+    "count": [questions.count],
+    "position": [questions.relation, questions.neighbor, questions.on_side],
+    "place": [questions.place],
+    "yes/no": [questions.exists, questions.check_color, questions.check_side],
+    "background": [questions.background],
+    "cannot tell": [questions.missing, questions.unknowable],
+    "describe": [questions.describe],
 }
 
 TASKS = [*SHAPE_TASKS, "follow-up", "two pictures", "number", "word", "name", "yes/no about a name", "talk"]
@@ -75,13 +81,19 @@ def question(rng: random.Random, kit: Kit, task: str) -> Question:
             turns = _ask(questions.read, rng, picture, task)
         else:
             picture = _scene(rng, kit)
-            turns = _follow(rng, picture) if task == "follow-up" else \
-                _ask(rng.choice(SHAPE_TASKS[task]), rng, picture, task)
+            turns = (
+                _follow(rng, picture)
+                if task == "follow-up"
+                else _ask(rng.choice(SHAPE_TASKS[task]), rng, picture, task)
+            )
         if turns is not None:
             return Question(task, [picture], turns)
 
 
 def paper(seed: int, kit: Kit, per_task: int, tasks: list[str] | None = None) -> list[Question]:
     """The same questions for the same seed, whatever the other tasks are."""
-    return [question(random.Random(f"exam/{seed}/{task}/{number}"), kit, task)
-            for task in tasks or TASKS for number in range(per_task)]
+    return [
+        question(random.Random(f"exam/{seed}/{task}/{number}"), kit, task)
+        for task in tasks or TASKS
+        for number in range(per_task)
+    ]

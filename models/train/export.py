@@ -1,6 +1,6 @@
 """Write a checkpoint as an ordinary Hugging Face folder that transformers, SGLang, vLLM and TensorRT-LLM load.
 
-    python -m models.train.export CHECKPOINT TOKENIZER_FOLDER OUT
+python -m models.train.export CHECKPOINT TOKENIZER_FOLDER OUT
 """
 
 from __future__ import annotations
@@ -34,16 +34,37 @@ def export(state: dict[str, torch.Tensor], tokenizer_folder: Path, out: Path) ->
             shutil.copyfile(tokenizer_folder / name, out / name)
 
     write_json(out / "config.json", config_dict(token_id))
-    write_json(out / "generation_config.json", dict(
-        bos_token_id=token_id["<|endoftext|>"], pad_token_id=token_id["<|endoftext|>"],
-        eos_token_id=[token_id["<|im_end|>"], token_id["<|endoftext|>"]], do_sample=False, max_new_tokens=128,
-    ))
-    write_json(out / "preprocessor_config.json", dict(
-        image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2_5_VLProcessor",
-        patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS,
-        size=dict(shortest_edge=MIN_PIXELS, longest_edge=MAX_PIXELS), do_convert_rgb=True, do_resize=True, resample=3,
-        do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=IMAGE_MEAN, image_std=IMAGE_STD,
-    ))
+    write_json(
+        out / "generation_config.json",
+        {
+            "bos_token_id": token_id["<|endoftext|>"],
+            "pad_token_id": token_id["<|endoftext|>"],
+            "eos_token_id": [token_id["<|im_end|>"], token_id["<|endoftext|>"]],
+            "do_sample": False,
+            "max_new_tokens": 128,
+        },
+    )
+    write_json(
+        out / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "patch_size": PATCH,
+            "merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "min_pixels": MIN_PIXELS,
+            "max_pixels": MAX_PIXELS,
+            "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": IMAGE_MEAN,
+            "image_std": IMAGE_STD,
+        },
+    )
     weights = {name: tensor.detach().cpu().to(torch.bfloat16).contiguous() for name, tensor in state.items()}
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)

@@ -31,8 +31,12 @@ class Recipe:
 
     def step(self, words: Words, number: int) -> Chunk:
         other = self.other_sizes[number % len(self.other_sizes)]
-        return join([make_chunk(random.Random(f"{self.seed}/{number}/{part}"), words, self.fonts, self.kit, other)
-                     for part in range(self.chunks)])
+        return join(
+            [
+                make_chunk(random.Random(f"{self.seed}/{number}/{part}"), words, self.fonts, self.kit, other)
+                for part in range(self.chunks)
+            ]
+        )
 
 
 def work(queue: mp.Queue, recipe: Recipe, first: int, stride: int) -> None:
@@ -57,8 +61,10 @@ class Loader:
     def __init__(self, recipe: Recipe, start: int, workers: int) -> None:
         context = mp.get_context("spawn")
         self.queues = [context.Queue(maxsize=3) for _ in range(workers)]
-        self.processes = [context.Process(target=work, daemon=True, args=(queue, recipe, start + w, workers))
-                          for w, queue in enumerate(self.queues)]
+        self.processes = [
+            context.Process(target=work, daemon=True, args=(queue, recipe, start + w, workers))
+            for w, queue in enumerate(self.queues)
+        ]
         for process in self.processes:
             process.start()
         self.step, self.start = start, start

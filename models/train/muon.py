@@ -33,18 +33,21 @@ class Optimizer:
     rates are peaks; `step(scale)` takes the schedule's share of them.
     """
 
-    def __init__(self, named: list[tuple[str, Tensor]], muon_rate: float = 0.02, adam_rate: float = 2e-3,
-                 decay: float = 0.01) -> None:
+    def __init__(
+        self, named: list[tuple[str, Tensor]], muon_rate: float = 0.02, adam_rate: float = 2e-3, decay: float = 0.01
+    ) -> None:
         self.muon_rate, self.adam_rate, self.decay = muon_rate, adam_rate, decay
         self.groups: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
         rest = []
         for name, parameter in named:
             matrix = parameter.dim() == 2 and "embed" not in name
             self.groups[tuple(parameter.shape)].append(parameter) if matrix else rest.append(parameter)
-        self.momentum = {shape: torch.zeros(len(group), *shape, device=group[0].device)
-                         for shape, group in self.groups.items()}
-        self.adam = torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.97), eps=1e-8, weight_decay=0.0,
-                                      fused=rest[0].is_cuda)
+        self.momentum = {
+            shape: torch.zeros(len(group), *shape, device=group[0].device) for shape, group in self.groups.items()
+        }
+        self.adam = torch.optim.AdamW(
+            rest, lr=adam_rate, betas=(0.9, 0.97), eps=1e-8, weight_decay=0.0, fused=rest[0].is_cuda
+        )
 
     @torch.no_grad()
     def step(self, scale: float) -> None:
@@ -61,9 +64,9 @@ class Optimizer:
             torch._foreach_add_(group, list(update.float().unbind(0)), alpha=-rate)
 
     def state_dict(self) -> dict:
-        return dict(adam=self.adam.state_dict(), momentum=list(self.momentum.values()))
+        return {"adam": self.adam.state_dict(), "momentum": list(self.momentum.values())}
 
     def load_state_dict(self, state: dict) -> None:
         self.adam.load_state_dict(state["adam"])
-        for mine, saved in zip(self.momentum.values(), state["momentum"]):
+        for mine, saved in zip(self.momentum.values(), state["momentum"], strict=True):
             mine.copy_(saved)

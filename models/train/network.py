@@ -73,8 +73,12 @@ def layout(height: int, width: int) -> Layout:
     inner = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
     corner = torch.stack((row, column), -1).reshape(-1, 1, 2)[order] * MERGE
     full = height % WINDOW == 0 and width % WINDOW == 0
-    return Layout(order, (corner + inner).reshape(-1, 2), window[order].repeat_interleave(MERGE**2),
-                  (WINDOW // PATCH) ** 2 if full else 0)
+    return Layout(
+        order,
+        (corner + inner).reshape(-1, 2),
+        window[order].repeat_interleave(MERGE**2),
+        (WINDOW // PATCH) ** 2 if full else 0,
+    )
 
 
 def patchify(pictures: Tensor) -> Tensor:
@@ -227,15 +231,18 @@ class TinyVL(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = nn.ModuleDict(dict(visual=Vision(), language_model=Text()))
+        self.model = nn.ModuleDict({"visual": Vision(), "language_model": Text()})
 
     def init(self, seed: int) -> TinyVL:
         """Normal 0.02 for matrices; projections back into the residual stream smaller, so depth starts harmless."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2:
-                parameter.data.fill_(1.0 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight",
-                                                           "ln_q.weight", "layernorm.weight")) else 0.0)
+                parameter.data.fill_(
+                    1.0
+                    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "ln_q.weight", "layernorm.weight"))
+                    else 0.0
+                )
                 continue
             back = name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight"))
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * (0.005 if back else 0.02))

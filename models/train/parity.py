@@ -23,7 +23,8 @@ def compare(folder: Path) -> float:
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
     problems = {name: keys for name, keys in info.items() if keys}
     if problems:
         raise SystemExit(f"from_pretrained complains: {problems}")
@@ -36,8 +37,13 @@ def compare(folder: Path) -> float:
     config = theirs.config
     ids: list[int] = [5, 6, 7]
     for height, width in sizes:
-        ids += [config.vision_start_token_id, *[config.image_token_id] * (height * width // CELL**2),
-                config.vision_end_token_id, 11, 12]
+        ids += [
+            config.vision_start_token_id,
+            *[config.image_token_id] * (height * width // CELL**2),
+            config.vision_end_token_id,
+            11,
+            12,
+        ]
     tokens = torch.tensor([ids])
     grids = [(height // CELL, width // CELL) for height, width in sizes]
     positions = torch.tensor(rope_positions(ids, grids, config.image_token_id))[:, None]
@@ -45,7 +51,9 @@ def compare(folder: Path) -> float:
     with torch.no_grad():
         mine = ours.logits(ours(tokens, positions, pictures, slots))
         theirs_out = theirs(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), pixel_values=flat_patches(pictures),
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            pixel_values=flat_patches(pictures),
             image_grid_thw=torch.tensor([[1, h // 14, w // 14] for h, w in sizes]),
             mm_token_type_ids=(tokens == config.image_token_id).int(),
         ).logits

@@ -12,8 +12,8 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -43,11 +43,11 @@ FXEMOJI_NAMES = {
     "wolf": "wolfface", "bouquet": "bouquetofflowers", "racing car": "racecar", "padlock": "lock", "boot": "boot",
     "high heel": "heels", "tennis ball": "tennisball", "flashlight": "electrictorch", "hourglass": "hourglass",
     "castle": "europeancastle", "gift": "present", "dragon": "dragonside", "leopard": "leopardside", "statue": "moyai",
-    "locomotive": "steamlocomotive", "paintbrush": "lowerleftpaintbrush", "printer": "printericon", "shirt": "mansshirt",
-    "backpack": "schoolsatchel", "pizza": "sliceofpizza", "basketball": "basketballandhoop", "bullseye": "directhit",
-    "magnifying glass": "leftmagnifyingglass", "globe": "americasglobe", "fork and knife": "forkknife",
+    "locomotive": "steamlocomotive", "paintbrush": "lowerleftpaintbrush", "printer": "printericon",
+    "shirt": "mansshirt", "backpack": "schoolsatchel", "pizza": "sliceofpizza", "basketball": "basketballandhoop",
+    "bullseye": "directhit", "magnifying glass": "leftmagnifyingglass", "globe": "americasglobe", "fork and knife": "forkknife",
     "fountain pen": "lowerleftfountainpen", "crayon": "lowerleftcrayon", "mailbox": "openmailboxraised",
-}
+}  # fmt: skip
 """fxemoji names many icons in its own way."""
 
 
@@ -59,11 +59,18 @@ def default_data() -> Path:
 # ---------------------------------------------------------------- shapes and glyphs
 
 
-def regular(points: int, radius: float, inner: float | None = None, turn: float = -math.pi / 2) -> list[tuple[float, float]]:
+def regular(
+    points: int, radius: float, inner: float | None = None, turn: float = -math.pi / 2
+) -> list[tuple[float, float]]:
     """A regular polygon, or a star when `inner` is given. Unit square from -1 to 1."""
     steps = points * (2 if inner else 1)
-    return [((inner if inner and i % 2 else radius) * math.cos(turn + 2 * math.pi * i / steps),
-             (inner if inner and i % 2 else radius) * math.sin(turn + 2 * math.pi * i / steps)) for i in range(steps)]
+    return [
+        (
+            (inner if inner and i % 2 else radius) * math.cos(turn + 2 * math.pi * i / steps),
+            (inner if inner and i % 2 else radius) * math.sin(turn + 2 * math.pi * i / steps),
+        )
+        for i in range(steps)
+    ]
 
 
 def silhouette(shape: str, side: int) -> torch.Tensor:
@@ -86,8 +93,10 @@ def silhouette(shape: str, side: int) -> torch.Tensor:
         return ((x.abs() < 0.3 * f) | (y.abs() < 0.3 * f)) & (x.abs() < f) & (y.abs() < f)
     s = 0.82 * f
     polygon = {
-        "square": [(-s, -s), (s, -s), (s, s), (-s, s)], "triangle": [(0, -f), (f, 0.75 * f), (-f, 0.75 * f)],
-        "diamond": [(0, -f), (0.62 * f, 0), (0, f), (-0.62 * f, 0)], "star": regular(5, f, 0.42 * f),
+        "square": [(-s, -s), (s, -s), (s, s), (-s, s)],
+        "triangle": [(0, -f), (f, 0.75 * f), (-f, 0.75 * f)],
+        "diamond": [(0, -f), (0.62 * f, 0), (0, f), (-0.62 * f, 0)],
+        "star": regular(5, f, 0.42 * f),
         "hexagon": regular(6, f, turn=0.0),
         "arrow": [(-f, -0.22), (0.15, -0.22), (0.15, -0.6), (f, 0), (0.15, 0.6), (0.15, 0.22), (-f, 0.22)],
     }[shape]
@@ -108,7 +117,10 @@ def faces(sources: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def glyph(font: ImageFont.FreeTypeFont, letter: str, em: float, middle: float, side: int) -> torch.Tensor:
-    """A letter in the centre of its square. em: pixels; middle: height of the square's centre above the baseline, ems."""
+    """A letter in the centre of its square.
+
+    em: pixels; middle: height of the square's centre above the baseline, ems.
+    """
     picture = Image.new("L", (side, side))
     x = side / 2 - font.getlength(letter) / 2
     ImageDraw.Draw(picture).text((x, side / 2 + middle * em), letter, fill=255, font=font, anchor="ls")
@@ -135,9 +147,15 @@ def make_forms(sources: Path, out: Path, only_unseen: bool) -> None:
         middle.append(0.5 * height - 0.06)
         advance.append([font.getlength(letter) / em for letter in GLYPHS])
         maps += [to_int8(distance_map(glyph(font, letter, em, middle[-1], FINE), shrink)) for letter in GLYPHS]
-    np.savez_compressed(out / "forms.npz", distance=np.stack(maps), advance=np.array(advance, np.float32),
-                        cap=np.array(cap, np.float32), middle=np.array(middle, np.float32), first_glyph=len(SHAPES),
-                        fonts=np.array(names))
+    np.savez_compressed(
+        out / "forms.npz",
+        distance=np.stack(maps),
+        advance=np.array(advance, np.float32),
+        cap=np.array(cap, np.float32),
+        middle=np.array(middle, np.float32),
+        first_glyph=len(SHAPES),
+        fonts=np.array(names),
+    )
 
 
 # ---------------------------------------------------------------- icons
@@ -155,8 +173,10 @@ def svg(table: dict, key: str) -> str | None:
     width, height = icon.get("width", table.get("width", 16)), icon.get("height", table.get("height", 16))
     left, top = icon.get("left", 0), icon.get("top", 0)
     body = icon["body"].replace("currentColor", "#222222")
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{body}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{body}</svg>'
+    )
 
 
 def rasterize(drawing: str, side: int) -> np.ndarray:
@@ -172,7 +192,7 @@ def icon_texture(drawing: str) -> np.ndarray | None:
     inner = round(ICON_SIDE * FILL)
     pixels = np.zeros((ICON_SIDE, ICON_SIDE, 4), np.uint8)
     edge = (ICON_SIDE - inner) // 2
-    pixels[edge: edge + inner, edge: edge + inner] = rasterize(drawing, inner)
+    pixels[edge : edge + inner, edge : edge + inner] = rasterize(drawing, inner)
     solid = torch.from_numpy(pixels[..., 3] > 127)
     if solid.float().mean() < 0.02:
         return None
@@ -223,8 +243,12 @@ def make_icons(sources: Path, out: Path, unseen: bool) -> None:
                 pixels.append(texture)
                 names.append(name)
                 sets.append(package.short)
-    np.savez_compressed(out / ("icons-unseen.npz" if unseen else "icons.npz"), pixels=np.stack(pixels),
-                        names=np.array(names), sets=np.array(sets))
+    np.savez_compressed(
+        out / ("icons-unseen.npz" if unseen else "icons.npz"),
+        pixels=np.stack(pixels),
+        names=np.array(names),
+        sets=np.array(sets),
+    )
 
 
 # ---------------------------------------------------------------- what scenes may use

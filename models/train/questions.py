@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 from .scene import Picture, Thing
 from .vocabulary import COLORS, ICONS, NUMBERS, SHAPES, is_plural, with_article
@@ -34,7 +34,7 @@ def plural(shape: str) -> str:
 
 
 def phrase(thing: Thing, sized: bool) -> str:
-    """"a small red circle", "a dog"."""
+    """With its article: "a small red circle", "a dog"."""
     if thing.kind == "icon":
         return with_article(thing.name)
     words = f"{thing.size} {thing.color} {thing.name}" if sized else f"{thing.color} {thing.name}"
@@ -42,7 +42,10 @@ def phrase(thing: Thing, sized: bool) -> str:
 
 
 def reference(rng: random.Random, picture: Picture, thing: Thing, without: str = "") -> str | None:
-    """A definite name that fits this thing only: "the star", "the red star", "the red shape". without: "color"|"shape"."""
+    """A definite name that fits this thing only: "the star", "the red star", "the red shape".
+
+    without: "color" or "shape", not to be in the name.
+    """
     if thing.kind == "icon":
         return f"the {thing.name}"
     shapes = picture.shapes
@@ -55,20 +58,24 @@ def reference(rng: random.Random, picture: Picture, thing: Thing, without: str =
         if picture.sized and sum((t.name, t.size) == (thing.name, thing.size) for t in shapes) == 1:
             options.append(f"the {thing.size} {thing.name}")
     if without != "color" and sum(t.color == thing.color for t in shapes) == 1:
-        options.append(f"the {thing.color} {rng.choice(['shape', 'one'])}" if without == "shape" else
-                       f"the {thing.color} shape")
+        options.append(
+            f"the {thing.color} {rng.choice(['shape', 'one'])}" if without == "shape" else f"the {thing.color} shape"
+        )
     return rng.choice(options) if options else None
 
 
 def spot(picture: Picture, thing: Thing, margin: float = 0.0) -> str | None:
-    """Which ninth of the picture: "at the top left". None within `margin` (share of a side) of a border between ninths."""
+    """Which ninth of the picture: "at the top left". None within `margin` (share of a side) of a border of a ninth."""
     cells = []
     for share in (thing.y / picture.height, thing.x / picture.width):
         if min(abs(share - 1 / 3), abs(share - 2 / 3)) < margin:
             return None
         cells.append(0 if share < 1 / 3 else 1 if share < 2 / 3 else 2)
-    return [["at the top left", "at the top", "at the top right"], ["on the left", "in the middle", "on the right"],
-            ["at the bottom left", "at the bottom", "at the bottom right"]][cells[0]][cells[1]]
+    return [
+        ["at the top left", "at the top", "at the top right"],
+        ["on the left", "in the middle", "on the right"],
+        ["at the bottom left", "at the bottom", "at the bottom right"],
+    ][cells[0]][cells[1]]
 
 
 def side_of(picture: Picture, a: Thing, b: Thing) -> str | None:
@@ -88,8 +95,15 @@ def color(rng: random.Random, picture: Picture) -> Turn | None:
     name = reference(rng, picture, thing, without="color")
     if name is None:
         return None
-    question = rng.choice(["What color is {}?", "What color is {}?", "Which color does {} have?", "What colour is {}?",
-                           "Tell me the color of {}."]).format(name)
+    question = rng.choice(
+        [
+            "What color is {}?",
+            "What color is {}?",
+            "Which color does {} have?",
+            "What colour is {}?",
+            "Tell me the color of {}.",
+        ]
+    ).format(name)
     if len(picture.things) == 1 and rng.random() < 0.3:
         question = rng.choice(["What color is the shape?", "What color is this?", "What color is it?"])
     return Turn("color", question, f"{name.capitalize()} is {thing.color}.", "color", thing)
@@ -105,8 +119,15 @@ def shape(rng: random.Random, picture: Picture) -> Turn | None:
     if sum(t.color == thing.color for t in picture.shapes) != 1:
         return None
     c = thing.color
-    question = rng.choice([f"What shape is the {c} one?", f"Which shape is {c}?", f"What is the {c} thing?",
-                           f"What shape is {c}?", f"What is the {c} shape?"])
+    question = rng.choice(
+        [
+            f"What shape is the {c} one?",
+            f"Which shape is {c}?",
+            f"What is the {c} thing?",
+            f"What shape is {c}?",
+            f"What is the {c} shape?",
+        ]
+    )
     return Turn("shape", question, f"The {c} shape is {with_article(thing.name)}.", "shape", thing)
 
 
@@ -116,13 +137,31 @@ def what(rng: random.Random, picture: Picture) -> Turn | None:
         return None
     thing = picture.things[0]
     if thing.kind == "icon":
-        question = rng.choice(["What is this?", "What is in the picture?", "What do you see?", "What does this show?",
-                               "What does the picture show?", "Name the thing in the picture.", "What can you see?",
-                               "What's this?", "What is it?"])
+        question = rng.choice(
+            [
+                "What is this?",
+                "What is in the picture?",
+                "What do you see?",
+                "What does this show?",
+                "What does the picture show?",
+                "Name the thing in the picture.",
+                "What can you see?",
+                "What's this?",
+                "What is it?",
+            ]
+        )
         verb = "These are" if is_plural(thing.name) else "This is"
         return Turn("name", question, f"{verb} {with_article(thing.name)}.", "name", thing)
-    question = rng.choice(["What is this?", "What is in the picture?", "What do you see?", "What does this show?",
-                           "What can you see?", "What does the picture show?"])
+    question = rng.choice(
+        [
+            "What is this?",
+            "What is in the picture?",
+            "What do you see?",
+            "What does this show?",
+            "What can you see?",
+            "What does the picture show?",
+        ]
+    )
     return Turn("describe one", question, f"{phrase(thing, picture.sized).capitalize()}.", "color shape", thing)
 
 
@@ -171,8 +210,16 @@ def count(rng: random.Random, picture: Picture) -> Turn | None:
     else:
         number, noun = len(shapes), "shape"
     many = plural(noun)
-    question = rng.choice(["How many {} are there?", "How many {} do you see?", "How many {} are in the picture?",
-                           "Count the {}.", "How many {} can you see?", "How many {}?"]).format(many)
+    question = rng.choice(
+        [
+            "How many {} are there?",
+            "How many {} do you see?",
+            "How many {} are in the picture?",
+            "Count the {}.",
+            "How many {} can you see?",
+            "How many {}?",
+        ]
+    ).format(many)
     verb, said = ("is", noun) if number == 1 else ("are", many)
     return Turn("count", question, f"There {verb} {NUMBERS[number]} {said}.", "number")
 
@@ -197,12 +244,27 @@ def relation(rng: random.Random, picture: Picture) -> Turn | None:
     first, second = reference(rng, picture, a), reference(rng, picture, b)
     if side is None or not first or not second or first == second:
         return None
-    choice = ["left or right of", "right or left of", "to the left or to the right of"] if "the" in side else \
-        ["above or below", "below or above"]
-    form = rng.choice(["Where is {a}, seen from {b}?", "Is {a} {choice} {b}?", "Is {a} {choice} {b}?",
-                       "On which side of {b} is {a}?", "Where is {a} relative to {b}?"])
-    return Turn("position", form.format(a=first, b=second, choice=rng.choice(choice)),
-                f"{first.capitalize()} is {side} {second}.", "side", a)
+    choice = (
+        ["left or right of", "right or left of", "to the left or to the right of"]
+        if "the" in side
+        else ["above or below", "below or above"]
+    )
+    form = rng.choice(
+        [
+            "Where is {a}, seen from {b}?",
+            "Is {a} {choice} {b}?",
+            "Is {a} {choice} {b}?",
+            "On which side of {b} is {a}?",
+            "Where is {a} relative to {b}?",
+        ]
+    )
+    return Turn(
+        "position",
+        form.format(a=first, b=second, choice=rng.choice(choice)),
+        f"{first.capitalize()} is {side} {second}.",
+        "side",
+        a,
+    )
 
 
 def neighbor(rng: random.Random, picture: Picture) -> Turn | None:
@@ -217,8 +279,13 @@ def neighbor(rng: random.Random, picture: Picture) -> Turn | None:
     question = rng.choice(["What is {side} {b}?", "Which thing is {side} {b}?"]).format(side=side, b=name)
     article = phrase(a, False)
     task = "position" if a.kind == "shape" else "name one of two"
-    return Turn(task, question, f"{article.capitalize()} {verb} {side} {name}.", "name" if a.kind == "icon" else
-                "color shape", a)
+    return Turn(
+        task,
+        question,
+        f"{article.capitalize()} {verb} {side} {name}.",
+        "name" if a.kind == "icon" else "color shape",
+        a,
+    )
 
 
 def on_side(rng: random.Random, picture: Picture) -> Turn | None:
@@ -229,13 +296,22 @@ def on_side(rng: random.Random, picture: Picture) -> Turn | None:
     side = side_of(picture, a, b)
     if side is None:
         return None
-    where = {"to the left of": "on the left", "to the right of": "on the right", "above": "at the top",
-             "below": "at the bottom"}[side]
+    where = {
+        "to the left of": "on the left",
+        "to the right of": "on the right",
+        "above": "at the top",
+        "below": "at the bottom",
+    }[side]
     question = rng.choice(["What is {}?", "What do you see {}?", "Which thing is {}?"]).format(where)
     task = "position" if a.kind == "shape" else "name one of two"
     verb = "are" if is_plural(a.name) else "is"
-    return Turn(task, question, f"{phrase(a, False).capitalize()} {verb} {where}.",
-                "name" if a.kind == "icon" else "color shape", a)
+    return Turn(
+        task,
+        question,
+        f"{phrase(a, False).capitalize()} {verb} {where}.",
+        "name" if a.kind == "icon" else "color shape",
+        a,
+    )
 
 
 def exists(rng: random.Random, picture: Picture) -> Turn | None:
@@ -258,8 +334,15 @@ def exists(rng: random.Random, picture: Picture) -> Turn | None:
         noun, found = with_article(f"{c} {s}"), any((t.color, t.name) == (c, s) for t in picture.shapes)
     if found != yes:
         return None
-    question = rng.choice(["Is there {}?", "Is there {} in the picture?", "Do you see {}?", "Can you see {}?",
-                           "Does the picture show {}?"]).format(noun)
+    question = rng.choice(
+        [
+            "Is there {}?",
+            "Is there {} in the picture?",
+            "Do you see {}?",
+            "Can you see {}?",
+            "Does the picture show {}?",
+        ]
+    ).format(noun)
     bare = noun.split(" ", 1)[1]
     return Turn("yes/no", question, f"Yes, there is {noun}." if yes else f"No, there is no {bare}.", "yesno")
 
@@ -286,14 +369,19 @@ def check_side(rng: random.Random, picture: Picture) -> Turn | None:
     side, first, second = side_of(picture, a, b), reference(rng, picture, a), reference(rng, picture, b)
     if side is None or not first or not second or first == second:
         return None
-    opposite = {"to the left of": "to the right of", "to the right of": "to the left of", "above": "below",
-                "below": "above"}[side]
+    opposite = {
+        "to the left of": "to the right of",
+        "to the right of": "to the left of",
+        "above": "below",
+        "below": "above",
+    }[side]
     yes = rng.random() < 0.5
     asked = side if yes else opposite
     if rng.random() < 0.3:
         asked = asked.replace("to the ", "")
-    return Turn("yes/no", f"Is {first} {asked} {second}?", f"{'Yes' if yes else 'No'}, it is {side} {second}.",
-                "yesno", a)
+    return Turn(
+        "yes/no", f"Is {first} {asked} {second}?", f"{'Yes' if yes else 'No'}, it is {side} {second}.", "yesno", a
+    )
 
 
 def check_name(rng: random.Random, picture: Picture) -> Turn | None:
@@ -306,15 +394,21 @@ def check_name(rng: random.Random, picture: Picture) -> Turn | None:
     verb = "Are these" if is_plural(asked) else "Is this"
     true = with_article(thing.name)
     pronoun = "they are" if is_plural(thing.name) else "it is"
-    return Turn("yes/no about a name", f"{verb} {with_article(asked)}?", f"{'Yes' if yes else 'No'}, {pronoun} {true}.",
-                "yesno", thing)
+    return Turn(
+        "yes/no about a name",
+        f"{verb} {with_article(asked)}?",
+        f"{'Yes' if yes else 'No'}, {pronoun} {true}.",
+        "yesno",
+        thing,
+    )
 
 
 def background(rng: random.Random, picture: Picture) -> Turn | None:
     if not picture.ground.color:
         return None
-    question = rng.choice(["What color is the background?", "Which color is the background?",
-                           "What is the color of the background?"])
+    question = rng.choice(
+        ["What color is the background?", "Which color is the background?", "What is the color of the background?"]
+    )
     return Turn("background", question, f"The background is {picture.ground.color}.", "color")
 
 
@@ -323,12 +417,29 @@ def read(rng: random.Random, picture: Picture) -> Turn | None:
         return None
     text = picture.prints[0].text
     if text.isdigit():
-        question = rng.choice(["Which number is this?", "What number do you see?", "Read the number.",
-                               "What does it say?", "What is written here?", "What number is in the picture?"])
+        question = rng.choice(
+            [
+                "Which number is this?",
+                "What number do you see?",
+                "Read the number.",
+                "What does it say?",
+                "What is written here?",
+                "What number is in the picture?",
+            ]
+        )
         return Turn("number", question, f"The number is {text}.", "quote")
-    question = rng.choice(["What does it say?", "What is written here?", "Read the word.", "Which word is this?",
-                           "What word do you see?", "What does the picture say?", "Read the text.",
-                           "What is written in the picture?"])
+    question = rng.choice(
+        [
+            "What does it say?",
+            "What is written here?",
+            "Read the word.",
+            "Which word is this?",
+            "What word do you see?",
+            "What does the picture say?",
+            "Read the text.",
+            "What is written in the picture?",
+        ]
+    )
     return Turn("word", question, f'It says "{text.upper()}".', "quote")
 
 
@@ -342,9 +453,17 @@ def print_color(rng: random.Random, picture: Picture) -> Turn | None:
 
 def describe(rng: random.Random, picture: Picture) -> Turn | None:
     """The whole picture in one or two sentences."""
-    question = rng.choice(["Describe the picture.", "What is in the picture?", "Describe what you see.",
-                           "What do you see?", "Describe this picture in detail.", "Tell me about this picture.",
-                           "What does the picture show?"])
+    question = rng.choice(
+        [
+            "Describe the picture.",
+            "What is in the picture?",
+            "Describe what you see.",
+            "What do you see?",
+            "Describe this picture in detail.",
+            "Tell me about this picture.",
+            "What does the picture show?",
+        ]
+    )
     things = sorted(picture.things, key=lambda t: t.x)
     if len(things) == 1 and not picture.prints and not question.startswith(("Describe", "Tell")):
         return None
@@ -368,7 +487,9 @@ def missing(rng: random.Random, picture: Picture) -> Turn | None:
     """Asked about a thing that is not there."""
     absent = [s for s in SHAPES if all(t.name != s for t in picture.things)]
     if rng.random() < 0.35:
-        absent = [n for n in rng.sample(list(ICONS), 3) if all(t.name != n for t in picture.things) and not is_plural(n)]
+        absent = [
+            n for n in rng.sample(list(ICONS), 3) if all(t.name != n for t in picture.things) and not is_plural(n)
+        ]
     if not absent:
         return None
     name = rng.choice(absent)
@@ -383,7 +504,7 @@ UNKNOWABLE = [
     "What is behind the camera?", "Who owns this?", "What is the phone number?", "What is the address?",
     "What happened before?", "What sound does it make?", "Why was it made?", "What is the temperature?",
     "How far away is it?", "What year is it?", "In which city is this?", "What language does she speak?",
-]
+]  # fmt: skip
 
 
 def unknowable(rng: random.Random, picture: Picture) -> Turn | None:
@@ -409,7 +530,9 @@ def follow_up(rng: random.Random, picture: Picture, thing: Thing) -> Turn | None
     if not others:
         return None
     other = rng.choice(others)
-    return Turn("follow-up", f"And what color is the {other.name}?", f"The {other.name} is {other.color}.", "color", other)
+    return Turn(
+        "follow-up", f"And what color is the {other.name}?", f"The {other.name} is {other.color}.", "color", other
+    )
 
 
 # How often each question is tried; one that does not fit the picture is passed over.
@@ -417,7 +540,7 @@ ASKS: list[tuple[Ask, float]] = [
     (what, 6), (read, 8), (describe, 2.5), (color, 3), (shape, 2.5), (count, 5), (relation, 2.5), (neighbor, 1.5),
     (on_side, 2), (place, 2), (exists, 2.5), (check_color, 1.5), (check_side, 2), (check_name, 1.2), (size, 2),
     (background, 0.8), (print_color, 1), (missing, 0.7), (unknowable, 0.4),
-]
+]  # fmt: skip
 
 
 def next_turn(rng: random.Random, picture: Picture, last: Turn | None, asked: set[str]) -> Turn | None:

@@ -7,10 +7,10 @@ Icons are RGB with a distance map and a map of their inner edges.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -40,13 +40,15 @@ class Atlas:
 def inner_edges(rgb: Tensor) -> Tensor:
     """Where the colour changes inside an icon. rgb: [n, 3, S, S] uint8 -> [n, 1, S, S] uint8."""
     x = rgb.float() / 255
-    dx = (F.pad(x, (0, 2, 0, 0), mode="replicate")[..., 2:] - F.pad(x, (2, 0, 0, 0), mode="replicate")[..., :-2])
-    dy = (F.pad(x, (0, 0, 0, 2), mode="replicate")[..., 2:, :] - F.pad(x, (0, 0, 2, 0), mode="replicate")[..., :-2, :])
+    dx = F.pad(x, (0, 2, 0, 0), mode="replicate")[..., 2:] - F.pad(x, (2, 0, 0, 0), mode="replicate")[..., :-2]
+    dy = F.pad(x, (0, 0, 0, 2), mode="replicate")[..., 2:, :] - F.pad(x, (0, 0, 2, 0), mode="replicate")[..., :-2, :]
     strength = (dx**2 + dy**2).sum(1, keepdim=True).sqrt()
     return ((strength - 0.18) * 4).clamp(0, 1).mul(255).to(torch.uint8)
 
 
-def load(folder: Path, device: torch.device | str = "cpu", icons: str = "icons.npz") -> tuple[Atlas, Fonts, dict[str, np.ndarray]]:
+def load(
+    folder: Path, device: torch.device | str = "cpu", icons: str = "icons.npz"
+) -> tuple[Atlas, Fonts, dict[str, np.ndarray]]:
     """Atlas, font measures and the icon table written by prepare.py. icons: which set of icons, "" for none."""
     forms = np.load(folder / "forms.npz")
     fonts = Fonts(forms["advance"], forms["cap"], forms["middle"], int(forms["first_glyph"]))
@@ -115,8 +117,9 @@ def look_up(maps: Tensor, number: Tensor, channel: int, u: Tensor, v: Tensor) ->
     On a GPU written out with plain indexing, so that the compiler fuses it with everything around it.
     """
     if not maps.is_cuda:
-        return F.grid_sample(maps[number, channel, None].float(), torch.stack((u, v), -1), padding_mode="border",
-                             align_corners=False)[:, 0]
+        return F.grid_sample(
+            maps[number, channel, None].float(), torch.stack((u, v), -1), padding_mode="border", align_corners=False
+        )[:, 0]
     channels, side = maps.shape[1], maps.shape[2]
     x, y = (((t + 1) * side - 1) / 2 for t in (u, v))
     x, y = x.clamp(0, side - 1), y.clamp(0, side - 1)
@@ -154,14 +157,15 @@ def paint(canvas: Tensor, slot: Tensor, icon_rows: Tensor, forms: Tensor, icons:
         rows = icon_rows[torch.arange(len(slot), device=slot.device), slot[:, 19].long()]
         number = torch.where(slot[:, 2] > 0.5, sprite, 0)
         marks, cover = paint_icon(rows, u, v, pixels, beyond, number, icons)
-        color = [torch.where(icon, a, b) for a, b in zip(marks, color)]
+        color = [torch.where(icon, a, b) for a, b in zip(marks, color, strict=True)]
         alpha = torch.where(icon, cover, alpha)
     alpha = torch.where(part[0] > 0, alpha, 0.0)
     return torch.stack([canvas[:, c] + (color[c] - canvas[:, c]) * alpha for c in range(3)], 1)
 
 
-def paint_form(part: list[Tensor], u: Tensor, v: Tensor, pixels: Tensor, beyond: Tensor, number: Tensor,
-               forms: Tensor) -> tuple[list[Tensor], Tensor]:
+def paint_form(
+    part: list[Tensor], u: Tensor, v: Tensor, pixels: Tensor, beyond: Tensor, number: Tensor, forms: Tensor
+) -> tuple[list[Tensor], Tensor]:
     """A shape or a letter, from its distance map: three colour planes and how much each pixel is covered."""
     distance = look_up(forms, number, 0, u, v) * (DISTANCE_RANGE / 127) * pixels + beyond
     style, stroke = part[15], part[16]
@@ -173,15 +177,22 @@ def paint_form(part: list[Tensor], u: Tensor, v: Tensor, pixels: Tensor, beyond:
     puffs = ((clouds(u * 5 + 9, v * 5 + 9, part[18]) - 0.5) * 2 + 0.5).clamp(0, 1) * core
     # How much of the second colour, by style.
     second = torch.zeros_like(inside)
-    for name, share in (("gradient", ((v + 1) / 2).clamp(0, 1)), ("framed", 1 - core), ("hatched", lines),
-                        ("pale", core), ("dotted", dots), ("cloudy", puffs)):
+    for name, share in (
+        ("gradient", ((v + 1) / 2).clamp(0, 1)),
+        ("framed", 1 - core),
+        ("hatched", lines),
+        ("pale", core),
+        ("dotted", dots),
+        ("cloudy", puffs),
+    ):
         second = torch.where(style == STYLES.index(name), share, second)
     alpha = torch.where(style == STYLES.index("outline"), inside - core, inside)
     return [part[9 + c] + (part[12 + c] - part[9 + c]) * second for c in range(3)], alpha
 
 
-def paint_icon(rows: Tensor, u: Tensor, v: Tensor, pixels: Tensor, beyond: Tensor, number: Tensor,
-               icons: Tensor) -> tuple[list[Tensor], Tensor]:
+def paint_icon(
+    rows: Tensor, u: Tensor, v: Tensor, pixels: Tensor, beyond: Tensor, number: Tensor, icons: Tensor
+) -> tuple[list[Tensor], Tensor]:
     """An icon: colours through a 3 x 3 matrix, inner edges and outline drawn dark as far as asked."""
     rgb = [look_up(icons, number, c, u, v) / 255 for c in range(3)]
     distance = (look_up(icons, number, 3, u, v) - 128) / 127 * DISTANCE_RANGE * pixels + beyond
@@ -225,7 +236,7 @@ def render(drawings: dict[str, Tensor], size: tuple[int, int], atlas: Atlas) -> 
     width, height = size
     slots, ground, icon_rows = drawings["slots"], drawings["ground"], drawings["icons"]
     if slots.is_cuda:
-        # On a GPU every picture goes through every slot: equal shapes compile once, and idle lanes cost next to nothing.
+        # On a GPU every picture goes through every slot: equal shapes compile once, and idle lanes cost hardly a thing.
         fast_ground, fast_paint, fast_soften, fast_finish = compiled()
         canvas = fast_ground(ground, height, width)
         for index in range(slots.shape[1]):

@@ -122,7 +122,7 @@ def contrast(a: RGB, b: RGB) -> float:
 
 
 def mix(a: RGB, b: RGB, t: float) -> RGB:
-    return tuple(x + (y - x) * t for x, y in zip(a, b))  # type: ignore[return-value]
+    return tuple(x + (y - x) * t for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 def make_ground(rng: random.Random, kit: Kit) -> Ground:
@@ -216,7 +216,8 @@ def add_shapes(rng: random.Random, kit: Kit, picture: Picture, looks: list[tuple
     order = sorted(range(len(looks)), key=lambda i: -radii[i])
     spots = place(rng, picture, [radii[i] for i in order])
     same_shade: dict[str, RGB] = {}
-    for i, (x, y) in zip(order, spots):
+    # A full picture has fewer spots than things.
+    for i, (x, y) in zip(order, spots, strict=False):
         color, shape = looks[i]
         if color:
             rgb = same_shade.setdefault(color, shade(rng, color))
@@ -263,12 +264,23 @@ def recolor(rng: random.Random, kit: Kit) -> tuple[float, ...]:
 
 def add_icon(rng: random.Random, kit: Kit, picture: Picture, name: str, x: float, y: float, radius: float) -> None:
     small = 0.0 if kit.plain_icons else 1.0
-    picture.things.append(Thing(
-        "icon", name, "", (0, 0, 0), x, y, radius, angle=rng.gauss(0, 0.12) * small,
-        stretch=rng.uniform(0.88, 1.14) if small else 1.0, flip=bool(small) and rng.random() < 0.4,
-        wobble=rng.uniform(0.0, 0.04) if small and rng.random() < 0.3 else 0.0,
-        sprite=rng.choice(kit.icons[name]), recolor=recolor(rng, kit),
-    ))
+    picture.things.append(
+        Thing(
+            "icon",
+            name,
+            "",
+            (0, 0, 0),
+            x,
+            y,
+            radius,
+            angle=rng.gauss(0, 0.12) * small,
+            stretch=rng.uniform(0.88, 1.14) if small else 1.0,
+            flip=bool(small) and rng.random() < 0.4,
+            wobble=rng.uniform(0.0, 0.04) if small and rng.random() < 0.3 else 0.0,
+            sprite=rng.choice(kit.icons[name]),
+            recolor=recolor(rng, kit),
+        )
+    )
 
 
 def add_print(rng: random.Random, kit: Kit, picture: Picture, text: str, x: float, y: float, room: float) -> None:
@@ -324,8 +336,10 @@ def count_scene(rng: random.Random, kit: Kit, width: int, height: int) -> Pictur
     shape, other = rng.sample(SHAPES, 2)
     color, _ = pick_color(rng, picture.ground)
     looks = [(color if rng.random() < 0.85 else "", shape) for _ in range(alike)]
-    looks += [("" if rng.random() < 0.6 else color, other if rng.random() < 0.7 else rng.choice(SHAPES))
-              for _ in range(total - alike)]
+    looks += [
+        ("" if rng.random() < 0.6 else color, other if rng.random() < 0.7 else rng.choice(SHAPES))
+        for _ in range(total - alike)
+    ]
     add_shapes(rng, kit, picture, looks)
     return picture
 
@@ -338,15 +352,23 @@ def icon_scene(rng: random.Random, kit: Kit, count: int, width: int, height: int
     if count == 1:
         radius = side * rng.uniform(0.26, 0.5)
         slack_x, slack_y = max(0.0, width / 2 - radius), max(0.0, height / 2 - radius)
-        add_icon(rng, kit, picture, names[0], width / 2 + rng.uniform(-slack_x, slack_x),
-                 height / 2 + rng.uniform(-slack_y, slack_y), radius)
+        add_icon(
+            rng,
+            kit,
+            picture,
+            names[0],
+            width / 2 + rng.uniform(-slack_x, slack_x),
+            height / 2 + rng.uniform(-slack_y, slack_y),
+            radius,
+        )
         return picture
     radius = side * rng.uniform(0.19, 0.24)
     across = rng.random() < 0.6
-    for name, sign in zip(names, (-1, 1)):
+    for name, sign in zip(names, (-1, 1), strict=True):
         dx, dy = (width / 4 * sign, 0.0) if across else (0.0, height / 4 * sign)
-        add_icon(rng, kit, picture, name, width / 2 + dx + rng.uniform(-4, 4), height / 2 + dy + rng.uniform(-4, 4),
-                 radius)
+        add_icon(
+            rng, kit, picture, name, width / 2 + dx + rng.uniform(-4, 4), height / 2 + dy + rng.uniform(-4, 4), radius
+        )
     return picture
 
 
@@ -358,8 +380,16 @@ def mixed_scene(rng: random.Random, kit: Kit, width: int, height: int) -> Pictur
     add_icon(rng, kit, picture, rng.choice(list(kit.icons)), width / 2 + sign * width / 4, height / 2, side * 0.22)
     color, rgb = pick_color(rng, picture.ground)
     shape = rng.choice(SHAPES)
-    thing = Thing("shape", shape, color, rgb, width / 2 - sign * width / 4, height / 2 + rng.uniform(-30, 30),
-                  side * rng.uniform(0.1, 0.19), sprite=SHAPES.index(shape))
+    thing = Thing(
+        "shape",
+        shape,
+        color,
+        rgb,
+        width / 2 - sign * width / 4,
+        height / 2 + rng.uniform(-30, 30),
+        side * rng.uniform(0.1, 0.19),
+        sprite=SHAPES.index(shape),
+    )
     picture.things.append(dress(rng, kit, thing, picture.ground))
     return picture
 
@@ -374,8 +404,16 @@ def print_scene(rng: random.Random, kit: Kit, number: bool, width: int, height: 
         y = height * (0.3 if above else 0.7)
         color, rgb = pick_color(rng, picture.ground)
         shape = rng.choice(SHAPES)
-        thing = Thing("shape", shape, color, rgb, width * rng.uniform(0.3, 0.7), height * (0.74 if above else 0.26),
-                      height * rng.uniform(0.09, 0.15), sprite=SHAPES.index(shape))
+        thing = Thing(
+            "shape",
+            shape,
+            color,
+            rgb,
+            width * rng.uniform(0.3, 0.7),
+            height * (0.74 if above else 0.26),
+            height * rng.uniform(0.09, 0.15),
+            sprite=SHAPES.index(shape),
+        )
         picture.things.append(dress(rng, kit, thing, picture.ground))
     add_print(rng, kit, picture, text, width / 2 + rng.uniform(-0.05, 0.05) * width, y, width * 0.88)
     return picture

@@ -46,7 +46,7 @@ ICON_SETS = [
             "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
     Package("@iconify-json/openmoji", "1.2.29", "CC-BY-SA-4.0",
             "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5"),
-]
+]  # fmt: skip
 UNSEEN_ICON_SET = "openmoji"
 """Only ever drawn by evaluate.py: another hand, black outlines, flat colours."""
 
@@ -131,7 +131,7 @@ FONTS = [
             "b1b1c5a7d7ae2a721e0a9235bfa294281d161a20934e9ede01e0aec2bdb2373a"),
     Package("@fontsource/zilla-slab", "5.3.0", "OFL-1.1",
             "b7db2f40f3aaeb44c0e1dfe3da1e5de96d177a674ffe5e5e012c59b6a01e8aab"),
-]
+]  # fmt: skip
 UNSEEN_FONTS = ("cabin", "comic-neue", "josefin-sans", "zilla-slab")
 """Never printed in training: two plain faces, a handwritten one and one with slabs."""
 
@@ -143,8 +143,12 @@ def fetch(package: Package, folder: Path) -> Path:
         if shutil.which("npm") is None:
             raise SystemExit("npm is needed to fetch the data sources (see models/train/README.md) and was not found.")
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", "--silent", f"{package.name}@{package.version}"], cwd=folder, check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != package.sha256:
         raise SystemExit(f"{path} has sha256 {found}, expected {package.sha256}: delete it and try again.")

@@ -8,13 +8,15 @@ from .questions import Turn, phrase, plural
 from .scene import Picture
 from .vocabulary import COLORS, ICONS, NUMBERS, SHAPES, WORDS, held_out, with_article
 
-ABOUT = ("I am tiny-vl, a very small model. I can tell colors, shapes, numbers, short words and simple icons in a "
-         "picture.")
+ABOUT = (
+    "I am tiny-vl, a very small model. I can tell colors, shapes, numbers, short words and simple icons in a picture."
+)
 SEND = "I do not see a picture. Please send one and ask again."
 NARROW = "I can only talk about simple pictures. Send me one and ask what is in it."
 
 SMALL_TALK: list[tuple[list[str], str]] = [
-    (["Hello!", "Hello", "Hi", "Hi!", "Hi there!", "Hey", "Good morning!", "Good evening!", "Hello there", "hello", "hi"],
+    (["Hello!", "Hello", "Hi", "Hi!", "Hi there!", "Hey", "Good morning!", "Good evening!", "Hello there", "hello",
+      "hi"],
      "Hello! Send me a picture and ask me about it."),
     (["What are you?", "Who are you?", "What is your name?", "Tell me about yourself.", "Introduce yourself.",
       "Are you a robot?", "Which model are you?", "Are you an AI?", "what are you"], ABOUT),
@@ -30,7 +32,7 @@ SMALL_TALK: list[tuple[list[str], str]] = [
      "I am very small: about twelve million parameters."),
     (["Who made you?", "How were you trained?", "Where do you come from?"],
      "I was trained from scratch on drawn pictures for the Triptych project."),
-]
+]  # fmt: skip
 
 # Patterns of requests far outside what it can do; {} is any word.
 OUTSIDE = [
@@ -41,7 +43,7 @@ OUTSIDE = [
     "Give me a recipe with {} and {}.", "Where can I buy a {}?", "Summarize the history of {}.", "{}", "{} {} {}",
     "What is {}?", "Do you like {}?", "Tell me about {}.", "How old is {}?", "Should I {} or {}?", "I like {}.",
     "Is it true that {} is {}?", "Please {} the {}.", "When did {} happen?", "List ten kinds of {}.",
-]
+]  # fmt: skip
 _SPOKEN = [word for word in WORDS if not held_out(word)]
 
 
@@ -57,7 +59,7 @@ def without_picture(rng: random.Random) -> Turn:
             "What is this?", "Where is the {}?", "What does it say?", "Is there {} in the picture?", "What do you see?",
             "Which number is this?", "Which word is this?", "Is the {} on the left?", "Read the text.",
             "Describe this image.", "What is in the second picture?",
-        ])
+        ])  # fmt: skip
         if "How many" in question:
             shape = plural(shape)
         elif "Is there" in question:
@@ -91,20 +93,40 @@ def two_pictures(rng: random.Random, first: Picture, second: Picture) -> Turn:
     shapes, others = picture.shapes, other.shapes
     roll = rng.random()
     if roll < 0.45:
-        question = rng.choice(["What is in the {} picture?", "What does the {} picture show?",
-                               "What do you see in the {} picture?", "What is in the {} image?"]).format(order)
-        fact = "quote" if picture.prints else "name" if picture.icons else "color shape" if len(shapes) == 1 else "number"
+        question = rng.choice(
+            [
+                "What is in the {} picture?",
+                "What does the {} picture show?",
+                "What do you see in the {} picture?",
+                "What is in the {} image?",
+            ]
+        ).format(order)
+        fact = (
+            "quote" if picture.prints else "name" if picture.icons else "color shape" if len(shapes) == 1 else "number"
+        )
         return Turn("two pictures", question, f"The {order} picture shows {said(picture)}.", fact)
     if roll < 0.6 and shapes:
         question = rng.choice(["How many shapes are in the {} picture?", "Count the shapes in the {} picture."])
         verb, noun = ("is", "shape") if len(shapes) == 1 else ("are", "shapes")
-        return Turn("two pictures", question.format(order),
-                    f"There {verb} {NUMBERS[len(shapes)]} {noun} in the {order} picture.", "number")
+        return Turn(
+            "two pictures",
+            question.format(order),
+            f"There {verb} {NUMBERS[len(shapes)]} {noun} in the {order} picture.",
+            "number",
+        )
     only = [t for t in shapes if all(t.name != o.name for o in others)]
     if roll < 0.85 and only:
         name = with_article(rng.choice(only).name)
         question = rng.choice(["Which picture shows {}?", "In which picture is {}?", "Which picture has {}?"])
         return Turn("two pictures", question.format(name), f"The {order} picture shows {name}.", "order")
-    question = rng.choice(["What is in the two pictures?", "What do the pictures show?", "Describe both pictures.",
-                           "What is in the pictures?"])
-    return Turn("two pictures", question, f"The first picture shows {said(first)}, the second {said(second)}.", "sentence")
+    question = rng.choice(
+        [
+            "What is in the two pictures?",
+            "What do the pictures show?",
+            "Describe both pictures.",
+            "What is in the pictures?",
+        ]
+    )
+    return Turn(
+        "two pictures", question, f"The first picture shows {said(first)}, the second {said(second)}.", "sentence"
+    )

@@ -12,15 +12,17 @@ import argparse
 import json
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .architecture import SPECIAL_TOKENS, VOCAB_SIZE
 
-SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-         r"|\s+(?!\S)|\s+")
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = """\
 {% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}\
@@ -59,14 +61,18 @@ def corpus(seed: int) -> Iterator[str]:
 def train(seed: int = 0) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - 64, min_frequency=3, show_progress=False,
+        vocab_size=VOCAB_SIZE - 64,
+        min_frequency=3,
+        show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(corpus(seed), trainer)
@@ -80,17 +86,33 @@ def save(tokenizer: Tokenizer, out: Path) -> None:
     tokenizer.save(str(out / "tokenizer.json"))
     tokenizer.model.save(str(out))
     added = {
-        str(tokenizer.token_to_id(token)): dict(content=token, lstrip=False, normalized=False, rstrip=False,
-                                                single_word=False, special=True)
+        str(tokenizer.token_to_id(token)): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
         for token in SPECIAL_TOKENS
     }
-    settings = dict(
-        tokenizer_class="Qwen2Tokenizer", processor_class="Qwen2_5_VLProcessor", add_prefix_space=False,
-        add_bos_token=False, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None,
-        additional_special_tokens=SPECIAL_TOKENS[1:], added_tokens_decoder=added, errors="replace",
-        model_max_length=8192, clean_up_tokenization_spaces=False, split_special_tokens=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "add_prefix_space": False,
+        "add_bos_token": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "additional_special_tokens": SPECIAL_TOKENS[1:],
+        "added_tokens_decoder": added,
+        "errors": "replace",
+        "model_max_length": 8192,
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 

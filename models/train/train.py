@@ -77,8 +77,10 @@ def save(path: Path, model: TinyVL, optimizer: Optimizer, step: int, seconds: fl
     """Written aside first: an interruption leaves the previous checkpoint whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".new")
-    torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), step=step, seconds=seconds), aside)
-    os.replace(aside, path)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}, aside
+    )
+    aside.replace(path)
 
 
 def main() -> None:
@@ -87,7 +89,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder made by models.train.tokenizer")
     parser.add_argument("--run", type=Path, required=True, help="folder for the checkpoint and the log")
     parser.add_argument("--minutes", type=float, default=17, help="time budget of the whole training")
-    parser.add_argument("--stop-after", type=float, default=0, help="end this run after so many minutes (0: at the budget)")
+    parser.add_argument(
+        "--stop-after", type=float, default=0, help="minutes after which this run ends (0: at the budget)"
+    )
     parser.add_argument("--steps", type=int, default=0, help="end after so many steps in all (0: by the clock)")
     parser.add_argument("--chunks", type=int, default=8, help=f"chunks of {CHUNK} conversations in a step")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 3))
@@ -99,8 +103,12 @@ def main() -> None:
     parser.add_argument("--save-every", type=float, default=150, help="seconds between checkpoints")
     parser.add_argument("--init", type=Path, help="folder of a model to start from, for a second stage")
     parser.add_argument("--share-from", type=float, default=0.0, help="where in the schedule to begin (0..1)")
-    parser.add_argument("--other-sizes", type=int, default=len(OTHER_SIZES),
-                        help="how many of the picture sizes beside the main one to use; each costs compile time")
+    parser.add_argument(
+        "--other-sizes",
+        type=int,
+        default=len(OTHER_SIZES),
+        help="how many of the picture sizes beside the main one to use; each costs compile time",
+    )
     parser.add_argument("--no-compile", action="store_true")
     args = parser.parse_args()
 
@@ -129,8 +137,11 @@ def main() -> None:
     check = Check(1, args.check_size, words, fonts, unseen_kit, unseen_atlas, device)
     if not args.no_compile:
         compile_blocks(model)
-    loader = Loader(Recipe(args.seed, args.chunks, OTHER_SIZES[: args.other_sizes], args.tokenizer / "tokenizer.json",
-                           fonts, kit), step, args.workers)
+    loader = Loader(
+        Recipe(args.seed, args.chunks, OTHER_SIZES[: args.other_sizes], args.tokenizer / "tokenizer.json", fonts, kit),
+        step,
+        args.workers,
+    )
     args.run.mkdir(parents=True, exist_ok=True)
     log = (args.run / "log.jsonl").open("a")
     budget = args.minutes * 60
@@ -147,13 +158,21 @@ def main() -> None:
     while True:
         now = time.monotonic()
         used = before + now - start
-        done = used >= budget or (args.steps and step >= args.steps) or \
-            (args.stop_after and now - began >= args.stop_after * 60)
+        done = (
+            used >= budget
+            or (args.steps and step >= args.steps)
+            or (args.stop_after and now - began >= args.stop_after * 60)
+        )
         if step > first and (done or now - checked >= args.check_every):
             checked = now
             marks = check.measure(model)
-            line = dict(step=step, seconds=round(used, 1), loss=round(float(torch.stack(losses).mean()), 4),
-                        rate=round(rate_at(used), 4), right=marks)
+            line = {
+                "step": step,
+                "seconds": round(used, 1),
+                "loss": round(float(torch.stack(losses).mean()), 4),
+                "rate": round(rate_at(used), 4),
+                "right": marks,
+            }
             losses = []
             log.write(json.dumps(line) + "\n")
             log.flush()

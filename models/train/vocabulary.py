@@ -25,7 +25,7 @@ COLORS: dict[str, list[tuple[int, int, int]]] = {
 # Order matters: the index is the shape's place in the sprite atlas.
 SHAPES: list[str] = [
     "circle", "square", "triangle", "star", "heart", "diamond", "hexagon", "cross", "moon", "ring", "arrow", "oval",
-]
+]  # fmt: skip
 
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six"]
 
@@ -54,7 +54,8 @@ warm wash water wave way week well west wet wheat wheel white wide wild win wind
 word work world yard year yellow yes you young zebra zero zone
 """.split()
 
-# Name shown to people ("_" for a space), then "=" and the icon keys that draw it; without, the name with dashes is the key.
+# Name shown to people ("_" for a space), then "=" and the icon keys that draw it; without, the name with dashes is the
+# key.
 _ICON_NAMES = """
 airplane ambulance american_football anchor ant avocado axe backpack bacon badger bagel balloon banana banjo basket
 basketball bat bathtub battery beans bear beaver bed beer_mug beetle bell bell_pepper bicycle birthday_cake bison
@@ -101,8 +102,7 @@ _NO_ARTICLE = {
     "french fries", "fire", "garlic", "glasses", "gloves", "grapes", "headphones", "jeans", "pancakes", "peanuts",
     "popcorn", "scissors", "shorts", "socks", "spaghetti", "sunglasses", "sushi", "soap", "yarn", "shopping bags",
     "nesting dolls", "goggles", "paper", "badminton",
-}
-
+}  # fmt: skip
 
 
 def _parse_icons(text: str) -> dict[str, list[str]]:
@@ -118,7 +118,7 @@ ICONS: dict[str, list[str]] = _parse_icons(_ICON_NAMES)
 
 
 def with_article(name: str) -> str:
-    """"dog" -> "a dog", "owl" -> "an owl", "grapes" -> "grapes"."""
+    """With what is said before it: "dog" -> "a dog", "owl" -> "an owl", "grapes" -> "grapes"."""
     if name in _NO_ARTICLE:
         return name
     # "unicorn" and "one" begin with a consonant sound.
