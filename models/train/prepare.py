@@ -45,8 +45,9 @@ FXEMOJI_NAMES = {
     "castle": "europeancastle", "gift": "present", "dragon": "dragonside", "leopard": "leopardside", "statue": "moyai",
     "locomotive": "steamlocomotive", "paintbrush": "lowerleftpaintbrush", "printer": "printericon",
     "shirt": "mansshirt", "backpack": "schoolsatchel", "pizza": "sliceofpizza", "basketball": "basketballandhoop",
-    "bullseye": "directhit", "magnifying glass": "leftmagnifyingglass", "globe": "americasglobe", "fork and knife": "forkknife",
-    "fountain pen": "lowerleftfountainpen", "crayon": "lowerleftcrayon", "mailbox": "openmailboxraised",
+    "bullseye": "directhit", "magnifying glass": "leftmagnifyingglass", "globe": "americasglobe",
+    "fork and knife": "forkknife", "fountain pen": "lowerleftfountainpen", "crayon": "lowerleftcrayon",
+    "mailbox": "openmailboxraised",
 }  # fmt: skip
 """fxemoji names many icons in its own way."""
 
