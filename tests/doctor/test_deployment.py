@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ from components.doctor.finding import Level
 from components.protocol import ROLES, VERSION, Instance, Role
 from components.runtime import Panel
 from components.runtime.servers import EtcdServer, NatsServer, free_port
+from tests.model import MODEL
 from tests.servers import ROOT, process
 
 
@@ -89,20 +91,42 @@ async def test_no_servers() -> None:
     assert [(each.check, each.level) for each in found] == [("nats", "fail"), ("etcd", "fail")]
 
 
-async def test_the_command(topology: Topology, tmp_path: Path) -> None:
-    """The exit status and the JSON agree; what is wrong is in both."""
-    path = tmp_path / "topology.yaml"
+async def test_servers_that_go_while_it_looks() -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    topology = Topology.model_validate({"nats": {"servers": (f"nats://{nowhere}",)}, "etcd": {"endpoints": (nowhere,)}})
+    (found,) = await check_deployment(topology)
+    assert (found.check, found.level) == ("roles", "fail")
+
+
+async def doctor(topology: Topology, model: Path, folder: Path, *options: str) -> tuple[int, str]:
+    """The command's exit status and what it printed."""
+    path = folder / "topology.yaml"
     path.write_text(
         f"namespace: {topology.namespace}\nnats: {{servers: ['{topology.nats.servers[0]}']}}\n"
-        f"etcd: {{endpoints: ['{topology.etcd.endpoints[0]}']}}\nmodel: {{path: {ROOT}/docs}}\n"
+        f"etcd: {{endpoints: ['{topology.etcd.endpoints[0]}']}}\nmodel: {{path: {model}}}\n"
     )
-    arguments = ["doctor", "--json", "--no-lanes", "-c", str(path)]
-    async with process("components.cli", *arguments) as doctor:
+    async with process("components.cli", "doctor", "--no-lanes", "-c", str(path), *options) as command:
         lines = []
-        while line := await doctor.line(60):
+        while line := await command.line(60):
             lines.append(line)
-        status = await doctor.ended()
-    said = json.loads("".join(lines))
+        return await command.ended(), "\n".join(lines)
+
+
+async def test_the_command(topology: Topology, tmp_path: Path) -> None:
+    """The exit status and the JSON agree; what is wrong is in both."""
+    status, printed = await doctor(topology, ROOT / "docs", tmp_path, "--json")
+    said = json.loads(printed)
     failed = {each["check"] for each in said["findings"] if each["level"] == "fail"}
     assert (status, said["fit"]) == (1, False)
     assert failed >= {"model", *ROLES}
+
+
+async def test_the_command_for_people(topology: Topology, running: AsyncExitStack, tmp_path: Path) -> None:
+    """All is well; then one thing is broken, and the line after it says what to change."""
+    status, printed = await doctor(topology, MODEL, tmp_path)
+    assert (status, "FAIL" in printed) == (0, False), printed
+    assert "fit: 0 failed" in printed
+    status, printed = await doctor(topology, ROOT / "docs", tmp_path)
+    assert status == 1
+    assert re.search(r"^model +FAIL .*\n[^→]*→ copy the folder again", printed, re.MULTILINE), printed
+    assert "not fit: 1 failed" in printed

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from components.doctor import lanes
 from components.doctor.lanes import check_lanes, judge, protocol_of
 
 LOG = """\
@@ -88,3 +89,10 @@ async def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = await check_lanes(1, {})
     assert found.level == "fail"
     assert "cuda:0" in found.says
+
+
+async def test_a_measurement_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "_SECONDS", 0.05)
+    (found,) = await check_lanes(0, {})
+    assert found.level == "fail"
+    assert "nothing after 0.05 s" in found.says
