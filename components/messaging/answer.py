@@ -107,8 +107,7 @@ class Answer:
     def stop(self, error: CallError) -> None:
         """Complete the answer with an error and cancel the handler."""
         self.fail(error)
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel()
 
     def close(self) -> None:
         """The caller has done with it: send nothing more, keep nothing, cancel the handler if it still runs."""
@@ -117,7 +116,11 @@ class Answer:
         self._closed = self._complete = True
         self._kept.clear()
         self._caller.remove(self._number)
-        if self._task is not None:
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """Once: the caller of an answer that was stopped hangs up soon after, and would cut the cleaning up short."""
+        if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
     def _expire(self) -> None:

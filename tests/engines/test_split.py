@@ -239,3 +239,22 @@ async def test_a_target_of_another_layout_is_refused(engines: Engines, reference
         await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target())
     assert refused.value.code == "transfer_failed"
     reservation.release()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_prefill_cancelled_while_it_fails_gives_everything_back(engines: Engines, reference: Reference) -> None:
+    """A decode worker that dies makes the write fail and the call close, in whatever order."""
+    _, ids = ask(reference, "What do you see?", 0)
+
+    async def target() -> bytes:
+        raise EngineError("peer_lost", "the decode worker died", retryable=True)
+
+    for steps in range(1, 13):
+        task = asyncio.create_task(engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target()))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(task, return_exceptions=True)
+    await engines.idle()

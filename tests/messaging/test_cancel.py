@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from components.messaging import Bus, CallError, Context
+from components.messaging import Bus, CallError, Context, operation
 from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text
 from tests.servers import until
 
@@ -133,3 +133,26 @@ async def test_a_handler_that_cancels_itself_is_an_error_not_a_silence(caller: B
     with pytest.raises(CallError) as caught:
         await caller.call(SUBJECT, "echo", Ask(1), reply=Text, context=Context.new(10))
     assert (caught.value.code, caught.value.stage) == ("cancelled", STAGE)
+
+
+async def test_cleaning_up_is_not_cut_short(caller: Bus, callee: Bus) -> None:
+    """The deadline cancels the handler; that its caller hangs up soon after does not cancel its cleaning up."""
+    events, hold = [], asyncio.Event()
+
+    async def slow_to_leave(request: Ask, context: Context) -> Text:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.append("cancelled")
+            await hold.wait()
+            events.append("cleaned")
+        return Text("")
+
+    await callee.serve(SUBJECT, stage=STAGE, operations={"leave": operation(Ask, slow_to_leave)})
+    with pytest.raises(CallError) as late:
+        await caller.call(SUBJECT, "leave", Ask(1), reply=Text, context=Context.new(0.3))
+    assert late.value.code == "deadline_exceeded"
+    await until(lambda: caller.open_calls == 0 and events == ["cancelled"])
+    await until(lambda: callee.peers == 0)  # the caller's word that it has done with it has come
+    hold.set()
+    await until(lambda: events == ["cancelled", "cleaned"])

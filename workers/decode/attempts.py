@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from components.cleanup import to_the_end
 from components.engines.base import DecodeEngine, Reservation
 from components.messaging import CallError
 from components.protocol import ErrorCode, Sampling
@@ -51,10 +52,7 @@ class Attempts:
         finally:
             del self._open[attempt.id]
             if attempt.reserving is not None:
-                attempt.reserving.cancel()
-                (outcome,) = await asyncio.gather(attempt.reserving, return_exceptions=True)
-                if not isinstance(outcome, BaseException):
-                    outcome.release()
+                await to_the_end(_give_back(attempt.reserving))
 
     async def reserve(self, id: str, prompt_tokens: int, source: bytes) -> bytes:
         """The target for attempt ``id``'s KV; waits for memory. Raises CallError, EngineError."""
@@ -67,3 +65,10 @@ class Attempts:
         attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
         attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source))
         return (await attempt.reserving).target
+
+
+async def _give_back(reserving: asyncio.Task[Reservation]) -> None:
+    reserving.cancel()
+    (outcome,) = await asyncio.gather(reserving, return_exceptions=True)
+    if not isinstance(outcome, BaseException):
+        outcome.release()

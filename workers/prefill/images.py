@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from components.engines.base import EmbeddingFormat, EngineError, ImageInfo, ImageRows
@@ -62,22 +63,25 @@ class ImageReader:
         self, subject: str, request: EncodeRequest, info: asyncio.Future[ImageInfo], context: Context
     ) -> ReadImage:
         trace = Trace("prefill")
-        # The embedding is exposed for as long as this call is open.
-        async with self._bus.stream(
-            subject, "encode", request, reply=Embedding, context=context, stage="encode"
-        ) as answers:
-            with trace.step("ask encode"):
-                embedding = await anext(answers)
-            self._check(embedding)
-            count = embedding.shape[0]
-            found = ImageInfo(embedding.grid, count, embedding.content_hash)
-            if not info.done():
-                info.set_result(found)
-            elif info.result() != found:
-                raise EngineError("internal", "two encode workers disagree about a picture")
-            with trace.step("read embedding") as step:
-                slot, step.lane = await self._transfer(embedding)
-                step.bytes = count * self._format.row_bytes
+        with ExitStack() as unless_done:
+            # The embedding is exposed for as long as this call is open.
+            async with self._bus.stream(
+                subject, "encode", request, reply=Embedding, context=context, stage="encode"
+            ) as answers:
+                with trace.step("ask encode"):
+                    embedding = await anext(answers)
+                self._check(embedding)
+                count = embedding.shape[0]
+                found = ImageInfo(embedding.grid, count, embedding.content_hash)
+                if not info.done():
+                    info.set_result(found)
+                elif info.result() != found:
+                    raise EngineError("internal", "two encode workers disagree about a picture")
+                with trace.step("read embedding") as step:
+                    slot, step.lane = await self._transfer(embedding)
+                    unless_done.callback(slot.release)
+                    step.bytes = count * self._format.row_bytes
+            unless_done.pop_all()
         rows = ImageRows(embedding.grid, count, embedding.content_hash, slot)
         return ReadImage(rows, (*embedding.hops, *hops(trace)))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
+from components.cleanup import to_the_end
 from components.config import Topology
 from components.engines.base import ImageInfo, PrefillEngine, Prompt
 from components.engines.load import engine
@@ -71,7 +72,7 @@ class PrefillService:
                 hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
             )
         finally:
-            await _release(reads)
+            await to_the_end(_release(reads))
 
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._engine.max_context:

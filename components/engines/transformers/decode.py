@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 import torch
 
+from components.cleanup import to_the_end
 from components.engines.base import EngineError, Reservation
 from components.engines.transformers.batch import Batch, Running
 from components.engines.transformers.checkpoint import Checkpoint
@@ -133,7 +134,7 @@ class TransformersDecodeEngine:
             request.finished = True
             if request in self._running:
                 # The step under way may still write this request's KV: its memory is not free before that ends.
-                await request.left.wait()
+                await to_the_end(request.leave())
 
     def _decode(self) -> None:
         while True:
@@ -198,6 +199,9 @@ class _Request:
         self._tokens: list[int] = []
         self._ended = False
         self._error: EngineError | None = None
+
+    async def leave(self) -> None:
+        await self.left.wait()
 
     def accept(self, token: int) -> bool:
         """Count a new token; False when it is a stop token. Sets ``finished`` after the last. The decoding thread's."""

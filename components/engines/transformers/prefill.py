@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from components.cleanup import to_the_end
 from components.engines.base import EngineError, FirstToken, ImageInfo, Prompt
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.kv import KVPool, Run, cut
@@ -140,9 +141,12 @@ class TransformersPrefillEngine:
         finally:
             target.cancel()
             job.abandoned = True
-            await job.writer.close()
-            await asyncio.gather(job.done, return_exceptions=True)
-            self.pool.release([run])
+            await to_the_end(self._let_go(job))
+
+    async def _let_go(self, job: _Job) -> None:
+        await job.writer.close()
+        await asyncio.gather(job.done, return_exceptions=True)
+        self.pool.release([job.run])
 
     async def _attach(self, job: _Job, target: bytes) -> None:
         """Begin the write into ``target``. Its pieces say where the other side's memory is cut; ours is in one run."""

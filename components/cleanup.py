@@ -1,0 +1,25 @@
+"""Giving back what a request held, whatever else happens meanwhile.
+
+A request can be cancelled at any ``await``, also one in its own ``finally``: the caller dies just when the request has
+failed, a deadline is followed by the caller's hanging up. What comes after that ``await`` would then never run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def to_the_end(cleanup: Coroutine[Any, Any, None]) -> None:
+    """Await ``cleanup`` to its end. A cancellation that comes meanwhile is raised then, not before."""
+    task = asyncio.ensure_future(cleanup)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled

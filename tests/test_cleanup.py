@@ -1,0 +1,37 @@
+"""What a request held goes back, whenever its cancellation comes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from components.cleanup import to_the_end
+
+
+async def test_a_cancellation_waits_for_the_end() -> None:
+    begun, hold, events = asyncio.Event(), asyncio.Event(), []
+
+    async def cleanup() -> None:
+        begun.set()
+        await hold.wait()
+        events.append("cleaned")
+
+    task = asyncio.create_task(to_the_end(cleanup()))
+    await begun.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+    hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert events == ["cleaned"]
+
+
+async def test_its_error_is_raised() -> None:
+    async def cleanup() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await to_the_end(cleanup())
