@@ -3,6 +3,7 @@
 #   VENV=.venv          where the environment is
 #   PORT=8000           HTTP port of the demo
 #   ONCE=1              the demo stops after the answer
+#   PER_TASK=100        questions a task in `evaluate`
 #   MODEL=folder        test-compose serves this model instead of the bundled one
 
 SHELL := bash
@@ -21,6 +22,7 @@ VERSION := $(shell $(PYTHON) -c '$(SHOW_VERSION)' 2>&1)
 HASH := $(VERSION)-$(shell cat pyproject.toml $(PINS) | cksum | cut -d' ' -f1)
 RUNTIME := $(VENV)/.runtime-$(HASH)
 DEVELOP := $(VENV)/.develop-$(HASH)
+TRAIN := $(VENV)/.train-$(HASH)
 
 SGLANG_VENV ?= .venv-sglang
 SGLANG_PINS := constraints-sglang-cpu.txt
@@ -56,8 +58,8 @@ lint: $(DEVELOP) ## ruff and mypy
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
-evaluate: $(RUNTIME) ## measure the bundled model as its card says
-	@$(BIN)/python -m models.train.evaluate
+evaluate: $(TRAIN) ## measure the bundled model again (minutes; needs npm and libcairo2)
+	@$(BIN)/python -m models.train.evaluate --per-task $(or $(PER_TASK),100)
 
 clean: ## remove the environment, caches and what a stack left
 	rm -rf $(VENV) $(SGLANG_VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
@@ -81,4 +83,9 @@ $(SGLANG):
 $(DEVELOP): $(RUNTIME)
 	@echo "installing the tools for tests into $(VENV)"
 	@$(BIN)/python -m pip install -c $(PINS) -e '.[transformers,dev]'
+	@touch $@
+
+$(TRAIN): $(RUNTIME)
+	@echo "installing what draws pictures for measuring into $(VENV)"
+	@$(BIN)/python -m pip install -c $(PINS) -e '.[transformers,train]'
 	@touch $@

@@ -106,9 +106,9 @@ def silhouette(shape: str, side: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(picture)) > 127
 
 
-def faces(sources: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, font file) of the regular and the bold face of every pinned font."""
-    for package in FONTS:
+def faces(fonts: list[Package], sources: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, font file) of the regular and the bold face of each font."""
+    for package in fonts:
         archive = fetch(package, sources)
         names = members(archive)
         for weight in (400, 700):
@@ -138,8 +138,7 @@ def make_forms(sources: Path, out: Path, only_unseen: bool) -> None:
     names, advance, cap, middle = [], [], [], []
     em = FINE / GLYPH_CELL
     chosen = [p for p in FONTS if not only_unseen or p.short in UNSEEN_FONTS]
-    total = [face for face in faces(sources) if face[0].rsplit("-", 1)[0] in {p.short for p in chosen}]
-    for name, data in tqdm(total, desc="fonts"):
+    for name, data in tqdm(list(faces(chosen, sources)), desc="fonts"):
         font = ImageFont.truetype(io.BytesIO(data), em)
         box = font.getbbox("H", anchor="ls")
         height = -box[1] / em
@@ -182,7 +181,10 @@ def svg(table: dict, key: str) -> str | None:
 
 def rasterize(drawing: str, side: int) -> np.ndarray:
     """[side, side, 4] uint8 RGBA, straight alpha."""
-    import cairosvg
+    try:
+        import cairosvg
+    except OSError as error:
+        raise SystemExit("cairosvg needs the C library cairo (Debian: apt-get install libcairo2).") from error
 
     png = cairosvg.svg2png(bytestring=drawing.encode(), output_width=side, output_height=side)
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA").resize((side, side)))

@@ -141,7 +141,7 @@ def fetch(package: Package, folder: Path) -> Path:
     path = folder / package.archive
     if not path.exists():
         if shutil.which("npm") is None:
-            raise SystemExit("npm is needed to fetch the data sources (see models/train/README.md) and was not found.")
+            raise SystemExit("npm is needed to fetch fonts and icons and was not found (Debian: apt-get install npm).")
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             ["npm", "pack", "--silent", f"{package.name}@{package.version}"],
