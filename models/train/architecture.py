@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 VOCAB_SIZE = 4096
-"""Rows of the embedding. The tokenizer has fewer tokens; the spare rows are never produced (see export.py)."""
+"""Rows of the embedding. The tokenizer has fewer tokens; training never asks for the spare rows."""
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

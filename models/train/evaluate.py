@@ -177,6 +177,8 @@ def main() -> None:
         make_icons(args.data / "sources", args.data, unseen=not args.seen)
     atlas, fonts, names = render.load(args.data, icons=icons)
     kit = kits(args.data, names)[0 if args.seen else 1]
+    if not kit.fonts:
+        raise SystemExit(f"{args.data} has no fonts of training: run python -m models.train.prepare first")
 
     questions = paper(args.seed, kit, args.per_task, args.tasks)
     pictures = draw(questions, atlas, fonts)

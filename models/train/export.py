@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write")
     args = parser.parse_args()
     checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    state = checkpoint.get("average") or checkpoint["model"]
+    state = checkpoint["model"]
     export(state, args.tokenizer, args.out)
     print(f"{sum(t.numel() for t in state.values()):,} parameters in {args.out}")
 
