@@ -12,7 +12,9 @@
 #
 # Sources are pinned by commit: Git names a commit by the hash of everything in it, so a source that was tampered with
 # has another name and is refused. What NIXL's build fetches beside it, it checks against the SHA-256 sums in its own
-# subprojects/*.wrap, which the commit covers. Every node of a deployment must have the same NIXL.
+# subprojects/*.wrap, which the commit covers. Every node of a deployment must have the same NIXL, and the wheel is a
+# newer one (1.5.1) than the commit below, the newest whose id could be checked: run this on all nodes or on none, or
+# give NIXL_COMMIT the wheel's.
 set -euo pipefail
 
 UCX_SOURCE=${UCX_SOURCE:-https://github.com/openucx/ucx.git}
