@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import msgspec
 import pytest
 import torch
 
 from components.config import ConfigError, load
-from components.engines.base import EngineError, ImageInfo
+from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
+from components.engines.sglang.decode import SGLangDecodeEngine
+from components.engines.sglang.encode import encoder_module
+from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.sglang.request import (
     Source,
     content,
@@ -29,6 +34,11 @@ from components.engines.sglang.request import (
 )
 from components.engines.sglang.scheduler import _hub_name
 from components.engines.sglang.stream import Stream
+from components.engines.transformers.checkpoint import Checkpoint
+from components.nixl_connect import InvalidBuffer, Slot
+from components.protocol import Sampling
+from tests.engines_sglang.releases import names
+from tests.model import MODEL
 
 
 def test_the_content_number_tells_pictures_orders_and_models_apart() -> None:
@@ -83,6 +93,128 @@ def test_arguments_that_a_release_does_not_have_are_left_out() -> None:
     )
     # What the topology says is passed on, right or wrong: the engine knows.
     assert arguments.known(ServerArgs) == {"model_path": "m", "port": 3, "nonsense": 1}
+
+
+def every_argument(device: str) -> list[Arguments]:
+    topology = load(None, ["engine=sglang", f"model.path={MODEL}", "model.dtype=float16"])
+    checkpoint = replace(Checkpoint.open(str(MODEL), device="cpu"), device=torch.device(device))
+    roles = (Arguments.for_encode, Arguments.for_prefill, Arguments.for_decode)
+    return [arguments(checkpoint, topology) for arguments in roles]
+
+
+@pytest.mark.parametrize(
+    ("release", "device", "lacking"),
+    [
+        ("0.5.17", "cpu", {"image_processor_backend", "disaggregation_decode_retraction_backup"}),
+        ("0.5.17", "cuda:1", set()),
+        ("0.5.23", "cpu", set()),
+        ("0.5.23", "cuda:1", set()),
+    ],
+)
+def test_each_release_is_given_what_it_knows_and_nothing_else(release: str, device: str, lacking: set[str]) -> None:
+    """By the names of the arguments of each; test_arguments.py holds them against the release that is installed."""
+
+    class ServerArgs:
+        __signature__ = inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names(release)]
+        )
+
+    every = every_argument(device)
+    known = [arguments.known(ServerArgs) for arguments in every]
+    assert all(set(each) <= names(release) for each in known)
+    left_out = [set(arguments.engine) - set(each) for arguments, each in zip(every, known, strict=True)]
+    assert set().union(*left_out) == lacking
+
+
+@pytest.mark.parametrize(
+    ("release", "place"),
+    [
+        ("0.5.17", "sglang.srt.disaggregation.encode_server"),
+        ("0.5.23", "sglang.srt.disaggregation.encoder.server"),
+        ("one without an encoder", None),
+        ("none at all", None),
+    ],
+)
+def test_the_encoder_is_found_where_the_release_has_it(release: str, place: str | None) -> None:
+    there = {"sglang", "sglang.srt", "sglang.srt.disaggregation", place, place and place.rpartition(".")[0]}
+    assert encoder_module(lambda name: (name in there and release != "none at all") or None) == place
+
+
+def test_the_bootstrap_port_of_the_topology_is_the_one_that_decode_is_told() -> None:
+    name = "disaggregation_bootstrap_port"
+    checkpoint = Checkpoint.open(str(MODEL), device="cpu")
+    topology = load(None, ["engine=sglang", f'prefill.engine_arguments={{"{name}": 9123}}'])
+    arguments = Arguments.for_prefill(checkpoint, topology)
+    assert arguments.bootstrap is not None and arguments.bootstrap[1] == 9123 == arguments.engine[name]
+    with pytest.raises(ValueError, match="is no port"):
+        Arguments.for_prefill(checkpoint, load(None, ["engine=sglang", f'prefill.engine_arguments={{"{name}": "x"}}']))
+
+
+def test_time_outs_are_the_lease_and_a_crash_is_not_waited_for() -> None:
+    topology = load(None, ["engine=sglang", "transfer.lease_seconds=20"])
+    environment = Arguments.for_decode(Checkpoint.open(str(MODEL), device="cpu"), topology).environment
+    assert environment["SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT"] == "20"
+    assert environment["SGLANG_DISAGGREGATION_WAITING_TIMEOUT"] == "20"
+    assert environment["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == environment["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] == "0"
+
+
+def image(slot: Rows, grid: Grid = (1, 4, 4), tokens: int = 4) -> ImageRows:
+    return ImageRows(grid, tokens, "a" * 64, cast(Slot, slot))
+
+
+@dataclass
+class Rows:
+    """As far as a prefill engine knows a slot: memory for so many rows of the model's width."""
+
+    rows: int
+    width: int
+
+    def tensor(self, dtype: torch.dtype, shape: tuple[int, int]) -> torch.Tensor:
+        if shape[0] * shape[1] > self.rows * self.width:
+            raise InvalidBuffer(f"a view of {shape} in {self.rows} rows of {self.width}")
+        return torch.ones(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("placeholders", "grid", "tokens", "code"),
+    [
+        (5, (1, 4, 4), 4, "internal"),  # fewer rows than placeholders end SGLang's scheduler
+        (3, (1, 4, 4), 4, "internal"),  # more are not noticed
+        (4, (1, 4, 8), 4, "transfer_failed"),  # a grid of other rows turns the positions
+        (4, (0, 4, 4), 0, "transfer_failed"),
+        (4, (1, -4, -4), 4, "transfer_failed"),
+    ],
+)
+async def test_rows_that_do_not_fit_the_prompt_never_reach_the_engine(
+    placeholders: int, grid: Grid, tokens: int, code: str
+) -> None:
+    checkpoint = Checkpoint.open(str(MODEL), device="cpu")
+    topology = load(None, ["engine=sglang"])
+    engine = SGLangPrefillEngine(checkpoint, Arguments.for_prefill(checkpoint, topology), kv_tokens=1024)
+    rows = image(Rows(4, engine.format.width), grid, tokens)
+    prompt = Prompt((1, *[engine.image_token_id] * placeholders, 2), (rows,), Sampling(max_tokens=4))
+    target: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    target.set_result(write_room(7))
+    with pytest.raises(EngineError) as refused:
+        await engine.prefill(prompt, target)
+    assert refused.value.code == code
+    assert engine.held() == {"engine requests": 0}
+    if code == "transfer_failed":  # known before a byte has moved
+        with pytest.raises(EngineError):
+            engine.source([1, engine.image_token_id], [rows])
+
+
+async def test_a_prompt_that_prefill_and_decode_count_differently_is_refused() -> None:
+    checkpoint = Checkpoint.open(str(MODEL), device="cpu")
+    topology = load(None, ["engine=sglang"])
+    arguments = Arguments.for_decode(checkpoint, topology)
+    engine = SGLangDecodeEngine(checkpoint, arguments, kv_tokens=1024, max_batch=2)
+    placeholder = int(checkpoint.config.image_token_id)
+    source = msgspec.msgpack.encode(Source("127.0.0.1", 8998, [1, placeholder], [(1, 4, 4)], 7))
+    with pytest.raises(EngineError) as refused:
+        await engine.reserve(6, Sampling(max_tokens=4), source)  # it is five: one, and four rows
+    assert refused.value.code == "transfer_failed"
+    assert engine.held() == {"KV tokens": 0, "engine requests": 0}
 
 
 def test_arguments_for_an_engine_that_takes_none_are_an_error() -> None:

@@ -152,7 +152,8 @@ async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
     messages, ids = turn(reference, CASES[2])
     expected = reference.chat(messages, CASES[2].pictures, TOKENS).token_ids
     (victim,) = inside.instances(role).values()
-    long = asyncio.create_task(ask(inside, ids, [], Sampling(max_tokens=400, ignore_eos=True)))
+    _, text = turn(reference, CASES[0])
+    long = asyncio.create_task(ask(inside, text, [], Sampling(max_tokens=CONTEXT - 100, ignore_eos=True)))
     if role == "decode":
         await until(lambda: held(inside, victim), lambda: "decode has nothing to do", within=30)
     (scheduler,) = children(victim, "sglang::scheduler")

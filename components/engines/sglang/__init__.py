@@ -1,4 +1,7 @@
-"""SGLang as prefill and decode engine; pictures go through the vision tower of the transformers engine.
+"""SGLang as encode, prefill and decode engine.
+
+Pictures are prepared as transformers prepares them, and go through SGLang's vision tower where its release has one for
+an encoder on its own, else through that of transformers.
 
 How prefill and decode meet: prefill's ``source`` says where its bootstrap server is and what the prompt is; decode
 then starts the request in its own engine under a fresh *room* number and answers the room as ``target``; prefill starts
@@ -13,6 +16,7 @@ import torch
 
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.decode import SGLangDecodeEngine
+from components.engines.sglang.encode import EncoderCheckpoint, encoder_module
 from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.encode import TransformersEncodeEngine
@@ -24,7 +28,11 @@ if TYPE_CHECKING:
 
 def encode_engine(topology: Topology) -> TransformersEncodeEngine:
     torch.set_num_threads(topology.encode.threads)
-    return TransformersEncodeEngine(_checkpoint(topology, topology.encode.device))
+    checkpoint = _checkpoint(topology, topology.encode.device)
+    if (module := encoder_module()) is not None:
+        arguments = Arguments.for_encode(checkpoint, topology)
+        checkpoint = EncoderCheckpoint(**vars(checkpoint), arguments=arguments, module=module)
+    return TransformersEncodeEngine(checkpoint)
 
 
 def prefill_engine(topology: Topology, connector: Connector) -> SGLangPrefillEngine:

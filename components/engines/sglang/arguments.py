@@ -52,18 +52,21 @@ class Arguments:
 
     @classmethod
     def for_prefill(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
-        host, port = _host(), free_port()
+        chosen = topology.prefill.engine_arguments
+        port = chosen.get("disaggregation_bootstrap_port", free_port())
+        if not isinstance(port, int):
+            raise ValueError(f"prefill.engine_arguments.disaggregation_bootstrap_port: {port!r} is no port")
         engine = _common(checkpoint, topology, topology.prefill.kv_tokens) | {
             "disaggregation_mode": "prefill",
             "disaggregation_bootstrap_port": port,
-            "host": host,
+            "host": _host(),  # the bootstrap server binds to it
             "chunked_prefill_size": topology.prefill.max_batch_tokens,
             "max_prefill_tokens": topology.prefill.max_batch_tokens,
         }
         if checkpoint.device.type != "cpu":
             # The prompt's rows stay on the GPU on their way to the scheduler; through host memory 9 MB take 23 ms.
             engine |= {"mm_feature_transport": "cuda_ipc", "disable_cuda_graph": True}
-        return cls(engine, topology.prefill.engine_arguments, _environment(topology), (host, port))
+        return cls(engine, chosen, _environment(topology), (_host(), port))
 
     @classmethod
     def for_decode(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
@@ -78,6 +81,16 @@ class Arguments:
         else:
             engine["disable_prefill_cuda_graph"] = True
         return cls(engine, topology.decode.engine_arguments, _environment(topology))
+
+    @classmethod
+    def for_encode(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
+        names = {
+            *("model_path", "device", "base_gpu_id", "dtype", "context_length", "log_level", "port", "nccl_port"),
+            *("attention_backend", "mm_attention_backend", "sampling_backend", "grammar_backend"),
+            *("image_processor_backend", "disable_cuda_graph"),
+        }
+        engine = {name: value for name, value in _common(checkpoint, topology, 0).items() if name in names}
+        return cls(engine | {"encoder_only": True}, {}, _environment(topology))
 
     def known(self, server_args: type) -> dict[str, Any]:
         """What to start with: of our names those that this release's ``ServerArgs`` has, and all of the topology's."""

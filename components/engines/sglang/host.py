@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from components.engines.base import EngineError
@@ -33,6 +33,7 @@ class EngineHost:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True)
         self._engine: Any = None
         self._streams: set[Stream] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._dead = False
 
     @property
@@ -71,8 +72,14 @@ class EngineHost:
         try:
             yield stream
         finally:
-            await stream.close()
-            self._streams.discard(stream)
+            closing = asyncio.create_task(self._close(stream))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    async def _close(self, stream: Stream) -> None:
+        await stream.close()
+        self._streams.discard(stream)
 
     async def _launch(self) -> None:
         # Late: the import takes seconds, and reads the environment.
@@ -82,15 +89,8 @@ class EngineHost:
         class OurEngine(Engine):
             run_scheduler_process_func = staticmethod(run_scheduler)
 
-        root = logging.getLogger()
-        handlers, level = root.handlers[:], root.level
-        try:
+        with own_logging(self._arguments.engine["log_level"]):
             self._engine = OurEngine(**self._arguments.known(ServerArgs))
-        finally:
-            # SGLang puts its own in their place, and says much at "info".
-            root.handlers = handlers
-            root.setLevel(level)
-            logging.getLogger("sglang").setLevel(self._arguments.engine["log_level"].upper())
 
     def _child_died(self) -> None:
         if self._dead or self._engine is None:  # while it starts, the launch itself says so
@@ -100,6 +100,19 @@ class EngineHost:
         for stream in self._streams:
             stream.fail(_gone())
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def own_logging(level: str) -> Iterator[None]:
+    """For the time in which SGLang starts: it puts its own handlers in place of ours, and says much at ``info``."""
+    root = logging.getLogger()
+    handlers, before = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(before)
+        logging.getLogger("sglang").setLevel(level.upper())
 
 
 def _gone() -> EngineError:

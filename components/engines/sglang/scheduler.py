@@ -12,13 +12,13 @@ def run_scheduler(server_args: Any, *args: Any, **kwargs: Any) -> None:
     """SGLang's ``run_scheduler_process``, with what it lacks for our models and machines."""
     from sglang.srt.managers.scheduler import run_scheduler_process
 
-    _take_new_names()
+    take_new_names()
     if server_args.device == "cpu":
         _call_host_memory_by_its_name()
     run_scheduler_process(server_args, *args, **kwargs)
 
 
-def _take_new_names() -> None:
+def take_new_names() -> None:
     """transformers 5 may write a checkpoint with its own names for the weights; SGLang knows those of the hub."""
     from sglang.srt.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
 

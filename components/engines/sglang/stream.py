@@ -44,7 +44,6 @@ class Stream:
         self._outputs: asyncio.Queue[Output | EngineError | None] = asyncio.Queue()
         self._pump = asyncio.run_coroutine_threadsafe(self._run(request), loop)
         self._pump.add_done_callback(lambda _: self._put(None))
-        self._closing: asyncio.Task[None] | None = None
 
     async def outputs(self) -> AsyncGenerator[Output, None]:
         """Raises EngineError when the engine refuses the request or ends it for a reason of its own."""
@@ -62,12 +61,7 @@ class Stream:
         self._pump.cancel()
 
     async def close(self) -> None:
-        """Returns when the engine has let go of the request; at once if it is over."""
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close())
-        await asyncio.shield(self._closing)
-
-    async def _close(self) -> None:
+        """Returns when the engine has let go of the request; at once if it is over. Not to be cancelled."""
         if not self._pump.done():
             # Abort first: SGLang 0.5.17 forgets a request whose task is cancelled, and computes it to its end.
             self._engine_loop.call_soon_threadsafe(self._abort)
