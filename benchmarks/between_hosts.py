@@ -25,7 +25,9 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks import transfer
-from benchmarks.transfer import Bench, Point, other_process
+from benchmarks.transfer import Bench
+from benchmarks.transfer_other import other_process
+from benchmarks.transfer_points import Point, compare
 
 PORT = 18515
 RESULT = "RESULT "
@@ -154,7 +156,7 @@ def measure(host: str, port: int, limits: argparse.Namespace, arguments: Sequenc
         "problems": problems,
         "hosts": [socket.gethostname(), host],
         "rows": bench.rows,
-        "compared": transfer.compare(bench.rows),
+        "compared": compare(bench.rows),
     }
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
