@@ -52,7 +52,7 @@ class Halt:
         original = getattr(type(agent), method)
 
         def wrapped(*arguments: Any) -> Any:
-            if self._step is not None and (wanted is None or decode(arguments[1]).kind is wanted):
+            if self._step == step and (wanted is None or decode(arguments[1]).kind is wanted):
                 self._step = None
                 self._say(("halted", step))
                 self._go.wait()
@@ -68,9 +68,9 @@ class Commands:
     """What the other process can be asked to do. Operations are kept under the number the test gives."""
 
     def __init__(self, connector: nc.Connector, pool: nc.Pool, say: Callable[[Any], None]) -> None:
-        self.connector, self.pool = connector, pool
+        self.connector, self.pool, self._say = connector, pool, say
         self.operations: dict[int, Any] = {}
-        self.slots: dict[int, nc.Slot] = {}
+        self.slots: dict[int, list[nc.Slot]] = {}
         self.halt = Halt(connector, say)
 
     async def identity(self) -> str:
@@ -99,23 +99,36 @@ class Commands:
 
     async def accept(self, number: int, sizes: list[int], **options: Any) -> str:
         """Expose zeroed slots, one for each size, to be written; gives the record."""
+        slots = self.slots[number] = self._zeroed(sizes)
+        operation = await self.connector.create_writable([slot.descriptor for slot in slots], **options)
+        self.operations[number] = operation
+        return operation.metadata().model_dump_json()
+
+    def _zeroed(self, sizes: list[int]) -> list[nc.Slot]:
         slots = [self.pool.allocate(size) for size in sizes]
         for slot in slots:
             slot.numpy()[:] = 0
-        operation = await self.connector.create_writable([slot.descriptor for slot in slots], **options)
-        self.operations[number] = operation
-        for index, slot in enumerate(slots):
-            self.slots[number * 1000 + index] = slot
-        return operation.metadata().model_dump_json()
+        return slots
 
     async def written(self, number: int, seed: int) -> bool:
-        """Do the slots of ``accept`` hold ``pattern(size, seed + index)``? Releases them."""
-        good, index = True, 0
-        while (slot := self.slots.pop(number * 1000 + index, None)) is not None:
-            good = good and bool(np.array_equal(slot.numpy(), pattern(slot.size, seed + index)))
+        """Do the slots of ``accept`` or ``begin_read`` hold ``pattern(size, seed + index)``? Releases them."""
+        slots = self.slots.pop(number)
+        good = [np.array_equal(slot.numpy(), pattern(slot.size, seed + index)) for index, slot in enumerate(slots)]
+        for slot in slots:
             slot.release()
-            index += 1
-        return good and index > 0
+        return all(good)
+
+    async def touched(self, number: int) -> list[bool]:
+        """Of each slot of ``accept`` or ``begin_read``: is there anything but the zeros it began with?"""
+        return [bool(slot.numpy().any()) for slot in self.slots[number]]
+
+    async def forget(self, number: int) -> str:
+        """Let go of an operation and its slots once nothing can touch them; gives how it ended."""
+        operation = self.operations.pop(number)
+        await operation.wait_for_release()
+        for slot in self.slots.pop(number, []):
+            slot.release()
+        return operation.status.name
 
     async def expose_on(self, number: int, device: str, sizes: list[int]) -> str:
         """As ``expose``, of torch tensors on a device; buffer ``i`` holds ``pattern(size, number + i)``."""
@@ -140,14 +153,18 @@ class Commands:
         return all(np.array_equal(t.cpu().numpy(), pattern(len(t), seed + i)) for i, t in enumerate(self.tensors))
 
     async def begin_read(self, number: int, record: str, seed: int, **options: Any) -> None:
-        slot = self.pool.allocate(sum(item.size for item in nc.parse_record(record).descriptors))
-        operation = await self.connector.begin_read(nc.parse_record(record), slot.descriptor, **options)
-        self.operations[number] = operation
-        self.slots[number] = slot
+        size = sum(item.size for item in nc.parse_record(record).descriptors)
+        (slot,) = self._zeroed([size])
+        try:
+            operation = await self.connector.begin_read(nc.parse_record(record), slot.descriptor, **options)
+        except nc.TransferError:
+            slot.release()
+            raise
+        self.operations[number], self.slots[number] = operation, [slot]
 
     async def read(self, number: int, record: str, seed: int, **options: Any) -> bool:
         await self.begin_read(number, record, seed, **options)
-        slot = self.slots.pop(number)
+        (slot,) = self.slots.pop(number)
         try:
             await self.operations[number].wait_for_completion()
             return bool(np.array_equal(slot.numpy(), pattern(slot.size, seed)))
@@ -182,6 +199,14 @@ class Commands:
     async def status(self, number: int) -> str:
         return self.operations[number].status.name
 
+    async def statuses(self) -> dict[int, str]:
+        """Of every operation that is not forgotten."""
+        return {number: operation.status.name for number, operation in self.operations.items()}
+
+    async def settle(self) -> None:
+        """What was asked of the owner thread so far has been done."""
+        await self.connector.start()
+
     async def cancel(self, number: int) -> None:
         self.operations[number].cancel()
 
@@ -191,7 +216,7 @@ class Commands:
     async def counters(self) -> dict[str, Any]:
         counters = self.connector.counters()
         names = ["leases", "quarantined", "in_flight", "handles", "registrations", "peers", "pool_used_bytes"]
-        names += ["peer_loads_total", "ignored_notifications_total", "refused_total", "exposures_total"]
+        names += ["pool_bytes", "peer_loads_total", "ignored_notifications_total", "refused_total", "exposures_total"]
         return {name: getattr(counters, name) for name in names}
 
     async def halt_before(self, step: str) -> None:
@@ -202,6 +227,13 @@ class Commands:
 
     async def close(self) -> None:
         await self.connector.close()
+
+    async def reopen(self) -> str:
+        """A successor of the closed connector, in the same process and under the same name; gives its identity."""
+        self.connector = nc.Connector(self.connector.name)
+        self.pool = await self.connector.create_pool(self.pool.size)
+        self.halt = Halt(self.connector, self._say)
+        return self.connector.identity
 
 
 def _synchronize(device: str) -> None:
@@ -223,8 +255,9 @@ def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, 
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        async with nc.Connector(name, device=device) as connector:
-            commands = Commands(connector, await connector.create_pool(pool_bytes), say)
+        connector = nc.Connector(name, device=device)
+        commands = Commands(connector, await connector.create_pool(pool_bytes), say)
+        try:
             say(("ready", None))
             tasks = set()
 
@@ -240,6 +273,8 @@ def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, 
                 task = loop.create_task(answer(*request))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+        finally:
+            await commands.close()
 
     asyncio.run(run())
 
