@@ -1,6 +1,6 @@
 """The whole service under load, beside ``model.generate`` of the same model in one process, in the same run.
 
-    triptych bench serve [--url URL] [--json FILE] [--picture FILE]
+    triptych bench serve [--url URL] [--json FILE] [--page FILE] [--plot FILE]
 
 Both sides answer the same questions about the same pictures, greedily, with as many CPU threads for each model, in
 turns, so that both see the same machine. No picture is sent twice: neither side may remember an embedding.
@@ -13,6 +13,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import platform
 import statistics
 import time
@@ -25,6 +26,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from benchmarks import plot_serve, serve_page
 from benchmarks.reference import Reference
 from benchmarks.stack import running_stack
 from components.config import Topology, load
@@ -148,16 +150,18 @@ def summary(
 
 
 def hop_table(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """Median milliseconds and bytes of each hop, in the order of the way."""
+    """Medians of each hop, in the order of the way: ``ms``, ``start`` in ms from the first hop's, ``bytes``."""
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for timing in timings:
+        began = min((hop["start"] for hop in timing.hops), default=0.0)
         for hop in timing.hops:
-            rows.setdefault((hop["stage"], hop["name"]), []).append(hop)
+            rows.setdefault((hop["stage"], hop["name"]), []).append(hop | {"start": (hop["start"] - began) * 1e3})
     return [
         {
             "stage": stage,
             "name": name,
             "ms": round(statistics.median(hop["milliseconds"] for hop in hops), 3),
+            "start": round(statistics.median(hop["start"] for hop in hops), 3),
             "bytes": int(statistics.median(hop["bytes"] for hop in hops)),
             "lane": hops[-1]["lane"],
         }
@@ -189,8 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
+    parser.add_argument("--plot", type=Path, help="draw each hop's time as SVG")
     options = parser.parse_args(arguments)
     topology = load(options.config)
+    load_before = " ".join(f"{load:.2f}" for load in os.getloadavg())
     measuring = {
         "rounds": options.rounds,
         "tokens": options.tokens,
@@ -202,7 +209,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         with running_stack(options.config) as stack:
             result = asyncio.run(measure(stack.url, topology, **measuring))
-    result["settings"] = {**measuring, "threads": topology.decode.threads, "machine": platform.processor()}
+    result["settings"] = {
+        **measuring,
+        "threads": topology.decode.threads,
+        "machine": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "load_before": load_before,
+    }
     print(report(result))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
+    if options.page:
+        serve_page.write(options.page, result)
+    if options.plot:
+        options.plot.parent.mkdir(parents=True, exist_ok=True)
+        options.plot.write_text(plot_serve.draw(result))
