@@ -16,6 +16,7 @@ import http.client
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -191,6 +192,12 @@ class Stack:
     def compose(self, *arguments: str, quiet: bool = True, check: bool = True) -> str:
         return run(*self._compose, *arguments, cwd=self.tree, env=self.environment, quiet=quiet, check=check)
 
+    def benchmark(self, one: str, other: str, *options: str) -> str:
+        """deploy/bench/bench.py between containers of two services."""
+        launch = shlex.join([*self._compose, "exec", "-T"]) + " {node}"
+        command = [sys.executable, "deploy/bench/bench.py", "hosts", "--launch", launch, "--python", "python", *options]
+        return run(*command, f"{one}={one}", f"{other}={other}", cwd=self.tree, env=self.environment)
+
     def container(self, service: str) -> str:
         return self.compose("ps", "--all", "--quiet", service).split()[0]
 
@@ -199,6 +206,9 @@ class Stack:
 
     def healthy(self, service: str) -> bool:
         return self.inspect(service, ".State.Health.Status") == "healthy"
+
+    def settled(self, service: str) -> bool:
+        return self.inspect(service, ".State.Status") in ("running", "exited")
 
     def get(self, path: str) -> tuple[int, bytes]:
         return self._request("GET", path, None, {})
@@ -261,11 +271,15 @@ def check_answer(answer: dict[str, Any]) -> str:
 
 
 def recovers(stack: Stack, service: str, expected: str) -> None:
-    """The service is killed, comes back by itself, and the same question has the same answer again."""
+    """The service is killed, comes back, and the same question has the same answer again."""
     count = int(stack.inspect(service, ".RestartCount"))
     began = time.monotonic()
     stack.kill(service)
     until(f"{service} is started again", 60, lambda: int(stack.inspect(service, ".RestartCount")) > count)
+    if service == "lanes":
+        # The roles died with it. Docker tries each once more, too early or not; then somebody has to say `up`.
+        until("nothing is restarting", 60, lambda: all(stack.settled(each) for each in CHECKED))
+        stack.compose("up", "--detach", "--wait", "--wait-timeout", "300")
     until("every service is healthy again", 180, lambda: all(stack.healthy(each) for each in CHECKED))
     until("the frontend is ready again", 120, stack.ready)
     back = time.monotonic() - began
@@ -274,17 +288,58 @@ def recovers(stack: Stack, service: str, expected: str) -> None:
     say(f"{service}: killed, all healthy after {back:.1f} s, same answer")
 
 
-def check_lanes(stack: Stack) -> None:
-    """UCX says by what it moves memory between the containers: CMA, for reads and for writes; not TCP."""
+def lanes(stack: Stack) -> list[list[str]]:
+    """What UCX says of each lane that prefill has to another process: a box of lines for READ and one for WRITE.
+
+    Peer and kind of transfer, a line, the titles, a line, the transports.
+    """
     said = stack.compose("logs", "--no-log-prefix", "prefill").splitlines()
+    found = []
     for kind in ("read by ucp_get", "write by ucp_put"):
-        # A box for each pair of processes: peer and kind of transfer, a line, the titles, a line, the transports.
         boxes = [said[i - 1 : i + 6] for i, line in enumerate(said) if f"remote memory {kind}" in line]
         boxes = [box for box in boxes if " self cfg" not in box[0]]
         assert boxes, f"no box for {kind}"
-        wrong = [box for box in boxes if "intra-node" not in box[0] or not any("cma/memory" in line for line in box)]
-        assert not wrong, "\n".join(wrong[0])
+        found += boxes
+    return found
+
+
+def by_cma(box: list[str]) -> bool:
+    return "intra-node" in box[0] and any("cma/memory" in line for line in box)
+
+
+def check_lanes(stack: Stack) -> None:
+    """UCX says by what it moves memory between the containers: CMA, for reads and for writes; not TCP."""
+    wrong = [box for box in lanes(stack) if not by_cma(box)]
+    assert not wrong, "\n".join(wrong[0])
     say("embeddings and KV go from container to container by CMA")
+
+
+def check_apart(stack: Stack, expected: str) -> None:
+    """A container that hides its process falls to TCP and answers all the same, so only the lanes can tell."""
+    stack.compose("-f", "tests/compose/apart.yml", "up", "--detach", "--wait", "--no-deps", "prefill", quiet=False)
+    until("the frontend is ready again", 120, stack.ready)
+    text = check_answer(stack.ask(picture()))
+    assert text == expected, (text, expected)
+    wrong = [box for box in lanes(stack) if by_cma(box) or not any("tcp/" in line for line in box)]
+    assert not wrong, "\n".join(wrong[0])
+    say("prefill in namespaces of its own: TCP, same answer")
+
+
+def check_host_namespaces(stack: Stack, expected: str) -> None:
+    """NAMESPACES=host does as well as lanes, and there the roles depend on nobody."""
+    stack.environment["NAMESPACES"] = "host"
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", "300", quiet=False)
+    text = check_answer(stack.ask(picture()))
+    assert text == expected, (text, expected)
+    check_lanes(stack)
+    say("the same in the host's namespaces")
+
+
+def check_benchmark(stack: Stack) -> None:
+    """The transfer benchmark between two containers of the stack."""
+    said = stack.benchmark("encode", "decode", "--max-bytes", "1100000", "--min-read", "0.1", "--min-write", "0.1")
+    assert said.splitlines()[-1] == "passed", said
+    say("between two containers:\n" + said)
 
 
 def exercise(stack: Stack) -> None:
@@ -299,12 +354,15 @@ def exercise(stack: Stack) -> None:
         assert stack.healthy(service), service
         assert stack.inspect(service, ".Config.User") == "10001:10001", service
     check_lanes(stack)
+    check_benchmark(stack)
     # The last one takes all roles with it: it holds their namespaces.
     for service in ("encode", "decode", "etcd", "nats", "lanes"):
         recovers(stack, service, text)
     stack.compose("up", "--detach", "--wait", "--scale", "decode=2", "--no-recreate", quiet=False)
     assert json.loads(stack.get("/ready")[1])["panels"]["decode"] == 2
     say("a second decode joined")
+    check_apart(stack, text)
+    check_host_namespaces(stack, text)
 
 
 def left(name: str) -> list[str]:

@@ -56,9 +56,10 @@ def test_install_nixl_refuses_what_it_cannot_do() -> None:
         assert "install_nixl.sh: " in done.stderr
 
 
-def _config(profile: str) -> dict[str, Any]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")}
-    command = [tool("docker-compose"), "--profile", profile, "config", "--format", "json"]
+def _config(profile: str, *overlays: str, **knobs: str) -> dict[str, Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COMPOSE_")} | knobs
+    files = [part for file in ("docker-compose.yml", *overlays) for part in ("-f", file)]
+    command = [tool("docker-compose"), *files, "--profile", profile, "config", "--format", "json"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # Compose says "variable is not set" and goes on with an empty one.
@@ -78,6 +79,28 @@ def test_compose_resolves_each_profile(profile: str) -> None:
             assert services[name]["cap_add"] == ["SYS_PTRACE"]
     for name, service in services.items():
         assert service["restart"] == "unless-stopped", name
+
+
+@pytest.mark.parametrize("engine", ["sglang", "trtllm"])
+def test_rdma_is_an_overlay_of_gpu_workers(engine: str) -> None:
+    services = _config(engine, "container/rdma.yml")["services"]
+    for name in ("frontend", *(f"{role}-{engine}" for role in WORKERS)):
+        assert services[name]["network_mode"] == "host", name
+        assert not services[name].get("networks") and not services[name].get("ports"), name
+        assert services[name]["environment"]["TRIPTYCH_NATS__SERVERS"] == "nats://127.0.0.1:4222", name
+        assert services[name]["pid"] == "service:lanes", name
+    for role in WORKERS:
+        assert services[f"{role}-{engine}"]["ulimits"]["memlock"], role
+        assert services[f"{role}-{engine}"]["devices"], role
+
+
+def test_knobs_that_a_restricted_host_needs() -> None:
+    services = _config("sglang", NAMESPACES="host", MEMLOCK="65536", UCX_TLS="tcp")["services"]
+    for role in WORKERS:
+        service = services[f"{role}-sglang"]
+        assert (service["pid"], service["ipc"]) == ("host", "host")
+        assert service["ulimits"]["memlock"] == 65536
+        assert service["environment"]["TRIPTYCH_TRANSFER__UCX_TLS"] == "tcp"
 
 
 def test_every_knob_is_explained_and_used() -> None:
