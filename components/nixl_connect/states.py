@@ -1,6 +1,6 @@
 """The states of an operation, and the only moves between them.
 
-The same six states serve both ends; ``docs/nixl_connect/states.md`` has the picture. Terminal states are final: what a
+The same six states serve both ends; ``docs/nixl_connect/states.svg`` is the picture. Terminal states are final: what a
 late message or a late completion says can free memory, but never change an outcome that somebody has already seen.
 """
 
