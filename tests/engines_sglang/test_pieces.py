@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from components.config import ConfigError, load
+from components.config.topology import REPOSITORY
 from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
@@ -36,9 +38,10 @@ from components.engines.sglang.scheduler import _hub_name
 from components.engines.sglang.stream import Stream
 from components.engines.transformers.checkpoint import Checkpoint
 from components.nixl_connect import InvalidBuffer, Slot
-from components.protocol import Sampling
+from components.protocol import Embedding, Sampling
 from tests.engines_sglang.releases import names
 from tests.model import MODEL
+from workers.prefill.images import ImageReader
 
 
 def test_the_content_number_tells_pictures_orders_and_models_apart() -> None:
@@ -202,6 +205,41 @@ async def test_rows_that_do_not_fit_the_prompt_never_reach_the_engine(
     if code == "transfer_failed":  # known before a byte has moved
         with pytest.raises(EngineError):
             engine.source([1, engine.image_token_id], [rows])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": (4, 255)}, "not what this model takes"),
+        ({"dtype": "float64"}, "not what this model takes"),
+        ({"revision": "of other weights"}, "revision"),
+    ],
+)
+def test_rows_of_another_width_type_or_model_are_not_even_read(change: dict[str, Any], says: str) -> None:
+    format = Checkpoint.open(str(MODEL), device="cpu").format
+    reader = ImageReader(cast(Any, None), cast(Any, None), cast(Any, None), cast(Any, None), format, deadline=1)
+    good = Embedding(
+        record=b"",
+        shape=(4, format.width),
+        dtype=format.dtype,
+        grid=(1, 4, 4),
+        revision=format.revision,
+        content_hash="a" * 64,
+    )
+    reader._check(good)
+    with pytest.raises(EngineError, match=says) as refused:
+        reader._check(msgspec.structs.replace(good, **change))
+    assert refused.value.code == "transfer_failed"
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    page = (REPOSITORY / "docs" / "engines.md").read_text(encoding="utf-8")
+    files = [
+        path for folder in ("engines_sglang", "engines_trtllm") for path in (REPOSITORY / "tests" / folder).glob("*.py")
+    ]
+    there = {name for path in files for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))}
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named and named <= there
 
 
 async def test_a_prompt_that_prefill_and_decode_count_differently_is_refused() -> None:
