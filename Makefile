@@ -2,6 +2,7 @@
 #   PYTHON=python3.12   which Python (3.11 or newer) makes the environment
 #   VENV=.venv          where the environment is
 #   PORT=8000           HTTP port of the demo
+#   SGLANG_VENV=folder  where the environment of test-sglang is
 #   ONCE=1              the demo stops after the answer
 #   PER_TASK=100        questions a task in `evaluate`
 #   MODEL=folder        test-compose serves this model instead of the bundled one
@@ -45,8 +46,9 @@ test: lint ## everything that CI runs
 test-compose: $(DEVELOP) ## docker-compose.yml, built, asked, hurt and taken away; brings a Docker engine if none runs
 	@$(BIN)/python tests/compose/run.py $(if $(MODEL),--model $(MODEL))
 
+# With this checkout on the path, SGLANG_VENV can be a folder that outlives it: CI need not install 3 GB each time.
 test-sglang: $(SGLANG) ## the SGLang engine on a CPU, in an environment of its own (3 GB)
-	@PYTHONPATH=$(CURDIR)/tests/engines_sglang/stubs OMP_NUM_THREADS=1 \
+	@PYTHONPATH=$(CURDIR)/tests/engines_sglang/stubs:$(CURDIR) OMP_NUM_THREADS=1 \
 	  $(SGLANG_VENV)/bin/python -m pytest --durations=10 tests/engines_sglang
 
 test-multinode: $(DEVELOP) ## three hosts as network namespaces, NIXL over TCP between them; as root
