@@ -172,7 +172,7 @@ def hop_table(timings: Sequence[Timing]) -> list[dict[str, Any]]:
 def report(result: dict[str, Any]) -> str:
     lines = [f"{'':<34}{'first token':>14}{'tokens/s':>12}"]
     for name, row in result.items():
-        if isinstance(row, dict):
+        if isinstance(row, dict) and name != "settings":
             lines.append(f"{name:<34}{row['first token ms']:>11.1f} ms{row['tokens/s']:>12.0f}")
     lines += [f"{name}: {value:.2f}" for name, value in result.items() if isinstance(value, float)]
     for name in ("hops, alone", "hops, together"):
