@@ -155,9 +155,16 @@ class Agent:
             self._nixl.send_notif(peer, message)
 
     def notifications(self) -> dict[str, list[bytes]]:
-        """What has come since the last call; drives progress as well. Nothing is retained inside NIXL."""
-        with self._translated(self.name):
-            found: dict[str | bytes, list[bytes]] = self._nixl.get_new_notifs()
+        """What has come since the last call; drives progress as well. Nothing is retained inside NIXL.
+
+        Raises ``BadRecord`` when one of the senders has a name that is no text: anybody may call himself so. NIXL hands
+        out all messages or none, so those that came together with his are lost; claims are sent again.
+        """
+        try:
+            with self._translated(self.name):
+                found: dict[str | bytes, list[bytes]] = self._nixl.get_new_notifs()
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"a notification from an agent whose name is no text ({error})") from None
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
 
     # transfers

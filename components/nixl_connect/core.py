@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from .agent import Agent
 from .counters import Counters, Tally, Totals
 from .device import Device
-from .errors import TransferError
+from .errors import BadRecord, TransferError
 from .lease import Leases
 from .owner import Timer
 from .peers import Peer, Peers
@@ -16,6 +17,7 @@ from .registration import Registry
 from .transfer import Transfers
 from .wire import KEY_BYTES, Kind, Message, decode, encode
 
+logger = logging.getLogger(__name__)
 PING_S = 1.0
 """How often each peer is sent a word: the only way to learn that a silent one is gone."""
 
@@ -57,7 +59,13 @@ class Core:
 
     def poll(self) -> bool:
         happened = False
-        for sender, messages in self.agent.notifications().items():
+        try:
+            received = self.agent.notifications()
+        except BadRecord as error:
+            logger.warning("%s", error)
+            self.tally.ignored_notifications += 1
+            received = {}
+        for sender, messages in received.items():
             happened = True
             for data in messages:
                 self._receive(sender, data)
