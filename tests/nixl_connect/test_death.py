@@ -1,10 +1,17 @@
 """The other process is killed, or stopped, right before each step. The one that lives learns it in time, as a typed
-error, and ends up with exactly what it had: no lease, handle, registration, pool byte or peer more."""
+error, and ends up with exactly what it had: no lease, handle, registration, pool byte or peer more.
+
+    TRIPTYCH_DEATH_ROUNDS=500 pytest -s tests/nixl_connect/test_death.py -k many_deaths     many in one run, watched
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +24,12 @@ from .harness import Remote, at_rest, pattern, remote, until
 SIZE = 1 << 20
 TCP = {"UCX_TLS": "tcp,self"}
 LEASE, DEADLINE = 1.5, 1.0
-IN_TIME = 6.0
+IN_TIME = 10.0
 """Seconds: the longest of lease, claim with its grace, and two pings, with room for a busy machine."""
+
+
+ROUNDS = int(os.environ.get("TRIPTYCH_DEATH_ROUNDS", "6"))
+AT_ONCE = 4
 
 
 def same_as_before(before: nc.Counters, after: nc.Counters) -> bool:
@@ -52,61 +63,140 @@ async def end_of(operation: nc.ReadOperation | nc.WriteOperation | nc.ReadableOp
     return caught.value
 
 
-@pytest.mark.parametrize("step", ["before", "load", "grant"])
+async def exposer_dies(
+    connector: Connector, pool: nc.Pool, other: Remote, kind: str, step: str, how: str = "is killed"
+) -> None:
+    """The other process exposes, and dies right before that step. Returns when the memory is free again."""
+    command = {"read": ("expose", {"size": SIZE}), "write": ("accept", {"sizes": [SIZE]})}[kind]
+    record = parse_record(await other.ask(command[0], number=1, **command[1]))
+    slot = pool.allocate(SIZE)
+    if step == "before":
+        await dies(other, how)
+    else:
+        await other.halt_before(step)
+    if kind == "read":
+        operation = await connector.begin_read(record, slot.descriptor, deadline=DEADLINE)
+    else:
+        operation = await connector.begin_write(slot.descriptor, record, deadline=DEADLINE)
+    slot.release()
+    if step != "before":
+        await other.until_halted()
+        await dies(other, how)
+    error = await end_of(operation)
+    assert isinstance(error, nc.PeerLost | nc.DeadlineExceeded | nc.BackendFailed), error
+    assert error.retryable or step == "before"
+    await goes_on(other, how)
+    await operation.wait_for_release()
+
+
+async def active_side_dies(
+    connector: Connector, pool: nc.Pool, other: Remote, kind: str, step: str, how: str = "is killed"
+) -> None:
+    """The other process reads or writes what is exposed here, and dies right before that step."""
+    if step in ("prepare", "post", "done"):
+        await once(connector, other)  # a first message needs its sender to go on
+    slot = pool.allocate(SIZE)
+    make = connector.create_readable if kind == "read" else connector.create_writable
+    operation = await make(slot.descriptor, lease=LEASE)
+    slot.release()
+    await other.halt_before(step)
+    other.begin(f"begin_{kind}", number=1, record=operation.metadata().model_dump_json(), seed=3, deadline=DEADLINE)
+    await other.until_halted()
+    await dies(other, how)
+    error = await end_of(operation)
+    # Dead before it claimed, nobody ever came: the lease ends. After it, the peer is missed.
+    expected = nc.LeaseExpired if step in ("load", "claim") else nc.PeerLost
+    assert isinstance(error, expected | nc.DeadlineExceeded), error
+    assert error.retryable
+    await goes_on(other, how)
+    await operation.wait_for_release()
+
+
+async def dies(other: Remote, how: str) -> None:
+    if how == "is killed":
+        other.kill()
+    else:
+        other.signal(signal.SIGSTOP)
+
+
+async def goes_on(other: Remote, how: str) -> None:
+    """A stopped process wakes up to what happened, or never does."""
+    if how == "is stopped and killed":
+        other.kill()
+    elif how == "is stopped and goes on":
+        other.signal(signal.SIGCONT)
+        if other.halted.done():
+            await other.ask("go")
+
+
+EXPOSER_STEPS = ["before", "load", "grant"]
+ACTIVE_STEPS = ["load", "claim", "prepare", "post", "done"]
+
+
+@pytest.mark.parametrize("step", EXPOSER_STEPS)
 @pytest.mark.parametrize("kind", ["read", "write"])
 async def test_the_exposer_is_killed(connector: Connector, kind: str, step: str) -> None:
     pool = await connector.create_pool(SIZE)
     before = connector.counters()
     async with remote() as other:
-        command = {"read": ("expose", {"size": SIZE}), "write": ("accept", {"sizes": [SIZE]})}[kind]
-        record = parse_record(await other.ask(command[0], number=1, **command[1]))
-        slot = pool.allocate(SIZE)
-        if step == "before":
-            other.kill()
-        else:
-            await other.halt_before(step)
-        if kind == "read":
-            operation = await connector.begin_read(record, slot.descriptor, deadline=DEADLINE)
-        else:
-            operation = await connector.begin_write(slot.descriptor, record, deadline=DEADLINE)
-        slot.release()
-        if step != "before":
-            await other.until_halted()
-            other.kill()
-        error = await end_of(operation)
-        assert isinstance(error, nc.PeerLost | nc.DeadlineExceeded | nc.BackendFailed), error
-        assert error.retryable or step == "before"
-        await operation.wait_for_release()
+        await exposer_dies(connector, pool, other, kind, step)
     await until(lambda: same_as_before(before, connector.counters()))
     await until(lambda: connector.counters().peers == 0)
     await next_one_works(connector)
 
 
-@pytest.mark.parametrize("step", ["load", "claim", "prepare", "post", "done"])
+@pytest.mark.parametrize("step", ACTIVE_STEPS)
 @pytest.mark.parametrize("kind", ["read", "write"])
 async def test_the_active_side_is_killed(connector: Connector, kind: str, step: str) -> None:
     pool = await connector.create_pool(SIZE)
     before = connector.counters()
     async with remote() as other:
-        if step in ("prepare", "post", "done"):
-            await once(connector, other)  # a first message needs its sender to go on
-        slot = pool.allocate(SIZE)
-        make = connector.create_readable if kind == "read" else connector.create_writable
-        operation = await make(slot.descriptor, lease=LEASE)
-        slot.release()
-        await other.halt_before(step)
-        other.begin(f"begin_{kind}", number=1, record=operation.metadata().model_dump_json(), seed=3, deadline=DEADLINE)
-        await other.until_halted()
-        other.kill()
-        error = await end_of(operation)
-        # Killed before it claimed, nobody ever came: the lease ends. After it, the peer is missed.
-        expected = nc.LeaseExpired if step in ("load", "claim") else nc.PeerLost
-        assert isinstance(error, expected | nc.DeadlineExceeded), error
-        assert error.retryable
-        await operation.wait_for_release()
+        await active_side_dies(connector, pool, other, kind, step)
     await until(lambda: same_as_before(before, connector.counters()))
     await until(lambda: connector.counters().peers == 0)
     await next_one_works(connector)
+
+
+async def test_many_deaths_in_one_run(connector: Connector) -> None:
+    """One process outlives many others, several at a time, that die at any step in any way and come back under their
+    name: it ends up with what it had."""
+    pool = await connector.create_pool(2 * AT_ONCE * SIZE)
+    before = connector.counters()
+    chance = random.Random(ROUNDS)
+    deaths = [(exposer_dies, step) for step in EXPOSER_STEPS] + [(active_side_dies, step) for step in ACTIVE_STEPS]
+    ways = ["is killed", "is stopped and killed", "is stopped and goes on"]
+    rounds = iter(
+        [(*chance.choice(deaths), chance.choice(["read", "write"]), chance.choice(ways)) for _ in range(ROUNDS)]
+    )
+    done = 0
+
+    async def one_after_the_other(name: str) -> None:
+        nonlocal done
+        for death, step, kind, how in rounds:
+            async with remote(name, pool=4 * SIZE) as other:
+                try:
+                    await death(connector, pool, other, kind, step, how)
+                except BaseException as error:
+                    error.add_note(f"{death.__name__}: {kind}, {step}, {how}")
+                    raise
+            done += 1
+            if done == ROUNDS // 10 or done % 50 == 0:
+                print(f"{done} rounds: {footprint()}, {connector.counters().peers} peers")
+
+    start = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for index in range(AT_ONCE):
+            group.create_task(one_after_the_other(f"mortal-{index}"))
+    await until(lambda: same_as_before(before, connector.counters()))
+    await until(lambda: connector.counters().peers == 0)
+    print(f"{done} rounds in {time.monotonic() - start:.0f} s: {footprint()}; {connector.counters()}")
+    await next_one_works(connector, "mortal-0")
+
+
+def footprint() -> str:
+    resident = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    files, threads = (len(list(Path(f"/proc/self/{what}").iterdir())) for what in ("fd", "task"))
+    return f"{int(resident.split()[1]) / 1024:.1f} MiB resident, {files} files, {threads} threads"
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
