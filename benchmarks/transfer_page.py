@@ -14,6 +14,8 @@ from benchmarks.transfer_points import KIB, MIB
 
 HOST_RATIO, HOST_ADDED_US, LOOP_US, DYNAMO_TIMES = 1.25, 150.0, 1000.0, 10.0
 """Of raw NIXL from 1 MiB up; beside it at 64 KiB; the longest step of the event loop at p99.9; dynamo at 1 MiB."""
+GPU_SHARE, GPU_ADDED_US, COPY_SHARE = 0.95, 60.0, 0.75
+"""Of raw NIXL's bandwidth from 64 MiB up; beside raw at 4 MiB; of a plain copy's bandwidth at 64 MiB."""
 
 
 def write(page: Path, result: dict[str, Any]) -> None:
@@ -38,6 +40,7 @@ def section(result: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
         table(lines),
         "",
         *verdict(lines),
+        *gpu_verdict(lines, [row for row in result["rows"] if row["what"] == "copy"]),
         f"- Event loop: of {loop['steps']:,} steps the 99.9th percentile took {loop['p999_us']:,.0f} µs, "
         f"the longest {loop['max_us']:,.0f} µs (wanted: at most {LOOP_US:,.0f} µs at 99.9 %).",
     ]
@@ -66,7 +69,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def verdict(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the targets for host memory hold, point by point; nothing for GPUs, whose targets are others."""
+    """Whether the targets for host memory hold, point by point."""
     lines = [line for line in lines if line["here"] == line["there"] == "cpu"]
     large = [line for line in lines if line["size"] >= MIB]
     small = [line for line in lines if line["size"] == 64 * KIB and line["in_flight"] == 1]
@@ -83,6 +86,23 @@ def verdict(lines: Sequence[dict[str, Any]]) -> list[str]:
         parts.append(f"- {_name(line)}: {line['added_us']:+,.0f} µs (wanted: at most {HOST_ADDED_US:+,.0f} µs).")
     for line in at_1_mib:
         parts.append(f"- {_name(line)}: {line['times_faster']:.0f} times as fast as dynamo (wanted: {DYNAMO_TIMES:g}).")
+    return parts
+
+
+def gpu_verdict(lines: Sequence[dict[str, Any]], copies: Sequence[dict[str, Any]]) -> list[str]:
+    """The same for transfers between GPUs."""
+    lines = [line for line in lines if "cpu" not in (line["here"], line["there"]) and line["in_flight"] == 1]
+    parts = []
+    for line in lines:
+        name, share = _name(line), 1 / line["ratio"]
+        if line["size"] >= 64 * MIB:
+            parts.append(f"- {name}: {share:.0%} of raw NIXL's bandwidth (wanted: {GPU_SHARE:.0%}).")
+        elif line["size"] == 4 * MIB:
+            parts.append(f"- {name}: {line['added_us']:+,.0f} µs (wanted: at most {GPU_ADDED_US:+,.0f} µs).")
+        for copy in copies:
+            if line["size"] == copy["size"] == 64 * MIB and line["buffers"] == 1 and copy["there"] == line["there"]:
+                share = copy["p50_us"] / line["ours_us"]
+                parts.append(f"- {name}: {share:.0%} of a plain copy's bandwidth (wanted: {COPY_SHARE:.0%}).")
     return parts
 
 

@@ -60,6 +60,7 @@ def timing(point: Point, seconds: Sequence[float]) -> dict[str, float]:
     median = at(ordered, 0.5)
     return {
         "n": len(ordered),
+        "min_us": round(ordered[0] * 1e6, 1),
         "p50_us": round(median * 1e6, 1),
         "p99_us": round(at(ordered, 0.99) * 1e6, 1),
         "GB_per_s": round(point.size * point.in_flight / median / 1e9, 3),
