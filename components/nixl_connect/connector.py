@@ -350,7 +350,7 @@ class Connector:
         info: dict[str, str],
     ) -> RdmaMetadata:
         known = core.peers.get(reader) if reader is not None else None
-        seen = known.seen if known is not None else frozenset()
+        seen = known.has() if known is not None else frozenset()
         announced = {
             region.id: AnnouncedRegion.model_construct(
                 device=str(region.device),

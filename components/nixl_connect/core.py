@@ -36,8 +36,8 @@ class Core:
     ) -> None:
         self.tally = Tally()
         self.agent = Agent(identity, backends, device, ucx)
-        self.registry = Registry(self.agent, submit)
-        self.peers = Peers(self.agent, self._peer_lost)
+        self.registry = Registry(self.agent, submit, lambda id: self.peers.forget_region(id))
+        self.peers = Peers(self.agent, self._peer_lost, lambda peer: self.transfers.uses(peer))
         self.leases = Leases(self.tally, at, self.send)
         self.transfers = Transfers(self.agent, self.tally, at, self.send, self.peers.drop)
         self._at = at
@@ -133,11 +133,15 @@ class Core:
             except TransferError:
                 return False
             if peer is not None:
+                peer.heard = time.monotonic()
+                if message.metadata:
+                    peer.seen.clear()  # it knows us anew
                 self.leases.claim(message, peer)
             return peer is not None
         known = self.peers.get(sender)
         if known is None:
             return False
+        known.heard = time.monotonic()
         match message.kind:
             case Kind.GRANT:
                 return self.transfers.granted(message, known)

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from .agent import Agent
 from .errors import BadRecord, PeerUnknown
 from .record import AnnouncedRegion, RdmaMetadata
 
+MAX_REGIONS = 2048
+"""Of one peer, before all of them are unloaded. NIXL and this table keep about 2 KiB for each, dead or alive."""
+SILENT_S = 3.0
+"""A peer that knows us sends a word each second. One that was silent for so long may have forgotten us."""
+
 
 class Peer:
-    """One generation of one peer. ``regions`` is what it announced and is loaded here; ``seen`` are the regions of
-    *ours* that it has shown to have loaded; ``introduced`` says that it has answered us, so it has our connection
-    metadata."""
+    """One generation of one peer. ``regions`` is what it announced and is loaded here, ``spans`` which of them has that
+    memory and with what keys; ``seen`` are the regions of *ours* that it has shown to have loaded, as far as it was
+    ``heard`` lately; ``introduced`` says that it has answered us, so it has our connection metadata."""
 
-    __slots__ = ("identity", "introduced", "regions", "seen")
+    __slots__ = ("heard", "identity", "introduced", "regions", "seen", "spans")
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
         self.regions: dict[int, AnnouncedRegion] = {}
+        self.spans: dict[tuple[str, int, int], tuple[int, int]] = {}
+        """(device, ptr, size) → (id, hash of the metadata)"""
         self.seen: set[int] = set()
+        self.heard = time.monotonic()
         self.introduced = False
+
+    def has(self) -> frozenset[int]:
+        """Regions of ours whose metadata it need not be sent again."""
+        return frozenset(self.seen) if time.monotonic() - self.heard < SILENT_S else frozenset()
 
 
 class Peers:
-    def __init__(self, agent: Agent, lost: Callable[[Peer, str], None]) -> None:
+    def __init__(self, agent: Agent, lost: Callable[[Peer, str], None], busy: Callable[[Peer], bool]) -> None:
+        """``busy``: is there a transfer that uses what is loaded of the peer?"""
         self._agent = agent
         self._lost = lost
+        self._busy = busy
         self._known: dict[str, Peer] = {}
         self.loads = 0
 
@@ -53,11 +68,40 @@ class Peers:
                 missing.append((region, metadata))
             elif (known.device, known.ptr, known.size) != (region.device, region.ptr, region.size):
                 raise BadRecord(f"region {region.id} of {record.identity} is not what was announced before")
+        if len(missing) == len(record.regions) and self._outgrown(peer, missing) and not self._busy(peer):
+            self._unload(peer)
         for region, metadata in missing:
-            self._load(record.identity, metadata)
+            span, keys = (region.device, region.ptr, region.size), hash(metadata)
+            before = peer.spans.get(span)
+            if before is None or before[1] != keys:
+                self._load(record.identity, metadata)
+            if before is not None:
+                # No two live regions have the same memory: that one is gone.
+                peer.regions.pop(before[0], None)
+            peer.spans[span] = (region.id, keys)
             peer.regions[region.id] = region.model_copy(update={"nixl_metadata": None})
         self._remember(peer)
         return peer
+
+    def _outgrown(self, peer: Peer, missing: list[tuple[AnnouncedRegion, bytes]]) -> bool:
+        """Too many regions, or new keys for memory that NIXL has keys of: it would go on to use the old ones."""
+        if len(peer.regions) + len(missing) > MAX_REGIONS:
+            return True
+        known = ((peer.spans.get((r.device, r.ptr, r.size)), hash(metadata)) for r, metadata in missing)
+        return any(before is not None and before[1] != keys for before, keys in known)
+
+    def _unload(self, peer: Peer) -> None:
+        """Unload what a peer announced: NIXL can only do that for all of it. It stays a peer, and is introduced anew,
+        from which it learns that it has to send metadata again."""
+        self._agent.drop_peer(peer.identity)
+        peer.regions.clear()
+        peer.spans.clear()
+        peer.introduced = False
+
+    def forget_region(self, id: int) -> None:
+        """A region of ours is gone."""
+        for peer in self._known.values():
+            peer.seen.discard(id)
 
     def introduced(self, identity: str, metadata: bytes) -> Peer | None:
         """A peer that speaks to us; loaded from its own connection metadata if it is new. None when that is not

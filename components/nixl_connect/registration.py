@@ -39,9 +39,11 @@ class Region:
 
 
 class Registry:
-    def __init__(self, agent: Agent, submit: Callable[[Callable[[], None]], bool]) -> None:
+    def __init__(self, agent: Agent, submit: Callable[[Callable[[], None]], bool], gone: Callable[[int], None]) -> None:
+        """``gone`` is told the id of every region that ends."""
         self._agent = agent
         self._submit = submit
+        self._gone = gone
         self._regions: dict[int, Region] = {}
         self._starts: list[tuple[int, int]] = []  # (ptr, id), sorted
         self._largest = 0
@@ -73,6 +75,7 @@ class Registry:
             del self._regions[region.id]
             self._starts.remove((region.ptr, region.id))
             self._agent.deregister(region.registration)
+            self._gone(region.id)
 
     def keep(self, descriptor: Descriptor) -> None:
         """``Descriptor.register_memory``: hold until ``unkeep``; twice is once."""

@@ -143,6 +143,9 @@ class Transfers:
     def __len__(self) -> int:
         return len(self._transfers)
 
+    def uses(self, peer: Peer) -> bool:
+        return any(transfer.peer is peer for transfer in self._transfers.values())
+
     # what the application does
 
     def begin(

@@ -16,7 +16,15 @@ import pytest
 from pydantic import ValidationError
 
 from components import nixl_connect as nc
-from components.nixl_connect import Connector, Descriptor, OperationStatus, RdmaMetadata, operations, parse_record
+from components.nixl_connect import (
+    Connector,
+    Descriptor,
+    OperationStatus,
+    RdmaMetadata,
+    operations,
+    parse_record,
+    peers,
+)
 from components.nixl_connect.agent import Progress
 from components.nixl_connect.core import Core
 from components.nixl_connect.wire import Kind, Message, encode
@@ -114,6 +122,61 @@ async def test_w4_without_metadata_and_without_having_it_a_typed_error_says_so(o
         with pytest.raises(nc.PeerUnknown) as caught:
             await read(stranger, bare.sealed())
         assert caught.value.retryable and at_rest(stranger.counters())
+
+
+async def test_w1_regions_that_are_gone_are_not_kept(connector: Connector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is new for each operation has a region of its own: neither side remembers all of them."""
+    monkeypatch.setattr(peers, "MAX_REGIONS", 8)
+    kept = np.concatenate([pattern(SIZE, index) for index in range(40)])
+    async with Connector("near") as near:
+        for index in range(40):
+            part = np.frombuffer(bytearray(kept[index * SIZE :].tobytes()), np.uint8)  # of another size each time
+            operation = await connector.create_readable(Descriptor(part), reader=near.identity)
+            assert np.array_equal(await read(near, operation.metadata()), part)
+            await operation.wait_for_completion()
+            del part, operation
+            (peer,) = core_of(near).peers
+            assert len(peer.regions) <= 8
+        (peer,) = core_of(connector).peers
+        await until(lambda: len(peer.seen) <= 2)
+
+
+async def test_w4_who_was_forgotten_is_sent_the_metadata_again(
+    connector: Connector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader dropped the peer, for a fault of the network or so, and the peer cannot know it but by its silence."""
+    monkeypatch.setattr(peers, "SILENT_S", 0.0)
+    source = Descriptor(pattern(SIZE, 1))
+    async with Connector("near") as near:
+        for _ in range(2):
+            operation = await connector.create_readable(source, reader=near.identity)
+            await read(near, operation.metadata())
+            (peer,) = core_of(near).peers
+            await near._call(lambda core, peer=peer: core.peers.drop(peer, "a test"))
+
+
+async def test_w4_new_keys_for_old_memory_are_used(connector: Connector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor is freed, another gets its address: on RDMA with other keys, and NIXL keeps the first it was told."""
+    source, target = Descriptor(pattern(SIZE, 1)), Descriptor(np.zeros(SIZE, np.uint8))
+    async with Connector("near") as near:
+        dropped: list[str] = []
+        await near.start()
+        agent = core_of(near).agent
+        drop = agent.drop_peer
+        monkeypatch.setattr(agent, "drop_peer", lambda name: (dropped.append(name), drop(name))[1])
+        for keys in range(3):
+            operation = await connector.create_readable(source)
+            record = operation.metadata()
+            region = record.regions[0]
+            (peer,) = core_of(near).peers if keys else (None,)
+            if peer is not None and keys == 1:
+                peer.regions.clear()  # as if it had been announced under another id, with other keys
+                peer.spans = {span: (id, other + 1) for span, (id, other) in peer.spans.items()}
+            reading = await near.begin_read(record, target)
+            await reading.wait_for_completion()
+            await operation.wait_for_completion()
+            assert region.id in next(iter(core_of(near).peers)).regions
+        assert dropped == [connector.identity]
 
 
 async def test_w5_the_metadata_is_the_regions_not_the_agents(connector: Connector) -> None:
