@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from components.engines.sglang.arguments import Arguments
-from components.engines.sglang.host import own_logging
+from components.engines.sglang.host import own_logging, spare_the_collector
 from components.engines.sglang.scheduler import take_new_names
 from components.engines.transformers.checkpoint import Checkpoint
 from components.runtime.servers import free_port
@@ -50,7 +50,9 @@ class EncoderCheckpoint(Checkpoint):
             publish(settings, role="encoder")
             take_new_names()
             encoder = import_module(self.module).MMEncoder
-            return _Tower(encoder(settings, dist_init_method=f"tcp://127.0.0.1:{free_port()}", rank=0).model.visual)
+            model = encoder(settings, dist_init_method=f"tcp://127.0.0.1:{free_port()}", rank=0).model
+        spare_the_collector()
+        return _Tower(model.visual)
 
 
 @dataclass(frozen=True)
