@@ -11,6 +11,7 @@ import base64
 import binascii
 import functools
 import hashlib
+import math
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +24,14 @@ from .errors import BadRecord
 from .states import OperationKind
 
 _MAX_ADDRESS = (1 << 64) - 1
-DTYPES = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "  # noqa: SIM905 - a list of names reads better as one
-    "float8_e4m3fn float8_e5m2 float16 bfloat16 float32 float64 complex64 complex128".split()
-)
+DTYPES = {
+    **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e5m2"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
+    "complex128": 16,
+}
+"""Bytes of an element."""
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@/-]+$")]
 
 
@@ -70,6 +75,17 @@ class SerializedDescriptor(_Memory):
         if value is not None and value not in DTYPES:
             raise ValueError(f"unknown dtype {value!r}")
         return value
+
+    @model_validator(mode="after")
+    def _shape_fills_it(self) -> SerializedDescriptor:
+        # Who allocates by dtype and shape must get what is moved. An element of a dtype that has no name here has bytes
+        # as well, only it is not said how many.
+        if self.shape is not None:
+            count = math.prod(self.shape)
+            element = self.size // max(count, 1) if self.dtype is None else DTYPES[self.dtype]
+            if count * element != self.size:
+                raise ValueError(f"shape {list(self.shape)} of {self.dtype} is not {self.size} bytes")
+        return self
 
     def to_descriptor(self) -> Descriptor:
         """The buffer's address *in its own process*, for arithmetic and display. It cannot be read from here."""

@@ -311,3 +311,21 @@ async def test_in_flight_over_tcp_the_exposer_stops_and(end: str) -> None:
         await target.ask("wait_released", number=3)
         counters = await target.ask("counters")
         assert counters["quarantined"] == counters["handles"] == 0
+
+
+async def test_in_flight_over_tcp_the_reader_is_killed() -> None:
+    """The exposer's memory is being read when the reader goes: it comes back once the peer is missed."""
+    async with remote("source", env=TCP) as source, remote("target", env=TCP) as target:
+        for number in (1, 2):
+            record = await source.ask("expose", number=number, size=4096)
+            assert await target.ask("read", number=number, record=record, seed=number)
+        record = await source.ask("expose", number=3, size=24 << 20, lease=20.0)
+        await target.halt_before("check")
+        await target.ask("begin_read", number=3, record=record, seed=3, deadline=20.0)
+        await target.until_halted()
+        target.kill()
+        with pytest.raises(nc.PeerLost):
+            await source.ask("wait", number=3)
+        await source.ask("wait_released", number=3)
+        counters = await source.ask("counters")
+        assert counters["leases"] == counters["quarantined"] == counters["pool_used_bytes"] == counters["peers"] == 0

@@ -183,6 +183,9 @@ FORGERIES: dict[str, tuple[tuple[Any, ...], Callable[[Any], Any]]] = {
     "a dtype to evaluate": ((*item, "dtype"), lambda dtype: "O"),
     "a shape of many dimensions": ((*item, "shape"), lambda shape: [1] * 64),
     "a negative shape": ((*item, "shape"), lambda shape: [-4096]),
+    "a shape of more bytes": ((*item, "shape"), lambda shape: [1 << 40]),
+    "a shape of fewer bytes": ((*item, "shape"), lambda shape: [4095]),
+    "a shape of nothing": ((*item, "shape"), lambda shape: [4096, 0]),
     "half a buffer": ((*item, "size"), lambda size: size // 2),
     "no buffer": (("descriptors",), lambda items: []),
     "two buffers": (("descriptors",), lambda items: items * 2),
@@ -234,6 +237,15 @@ def test_of_another_model_revision_or_layout(victim: Victim) -> None:
 @pytest.mark.parametrize("buffers", [[SIZE - 1], [SIZE + 1], [SIZE, SIZE], [1 << 20]])
 def test_local_buffers_of_another_size(victim: Victim, buffers: list[int]) -> None:
     assert isinstance(victim.refuses(json.dumps(victim.read), buffers=buffers), nc.InvalidBuffer)
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("float32", [4096]), ("float32", [2, 256]), ("uint8", []), (None, [3])])
+def test_a_dtype_and_a_shape_that_are_not_its_bytes(victim: Victim, dtype: str | None, shape: list[int]) -> None:
+    """Whoever allocates by them would get another buffer than the one that is moved."""
+    changed = altered(altered(victim.read, (*item, "dtype"), dtype), (*item, "shape"), shape)
+    victim.refuses(sealed(changed))
+    fits = altered(altered(victim.read, (*item, "dtype"), "float32"), (*item, "shape"), [2, 512])
+    assert parse_record(fits).descriptors[0].shape == (2, 512)
 
 
 def test_used_the_wrong_way_round(victim: Victim) -> None:
