@@ -169,6 +169,6 @@ async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
     else:
         os.kill(scheduler.pid, signal.SIGKILL)
     await until(lambda: victim.id not in inside.instances(role), lambda: f"{victim.id} is still listed", within=30)
-    await until(lambda: bool(inside.instances(role)), lambda: f"no {role} worker came back", within=120)
+    await until(lambda: bool(inside.instances(role)), lambda: f"no {role} worker came back", within=240)
     assert await ask(inside, ids, CASES[2].pictures) == expected
     await inside.idle()
