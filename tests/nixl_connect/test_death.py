@@ -169,6 +169,7 @@ async def test_many_deaths_in_one_run(connector: Connector) -> None:
         [(*chance.choice(deaths), chance.choice(["read", "write"]), chance.choice(ways)) for _ in range(ROUNDS)]
     )
     done = 0
+    print(f"before: {footprint()}")
 
     async def one_after_the_other(name: str) -> None:
         nonlocal done
