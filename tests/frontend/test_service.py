@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -55,3 +56,19 @@ async def test_stopping_lets_running_answers_finish(stack: Stack) -> None:
 async def test_a_used_port_is_said_with_what_changes_it(stack: Stack) -> None:
     with pytest.raises(SystemExit, match=r"port \d+ of 127\.0\.0\.1 cannot be used .*frontend\.port"):
         frontend.service.bind("127.0.0.1", stack.topology.frontend.port)
+
+
+async def test_what_is_written_is_sent_at_once() -> None:
+    """TCP_NODELAY: a first token does not wait for the client's word that it has the headers."""
+    nodelay: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nodelay.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    with frontend.service.bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        async with await asyncio.start_server(connected, sock=listener):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await asyncio.wait_for(nodelay, 10)
+            writer.close()
