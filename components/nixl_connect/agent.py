@@ -140,7 +140,11 @@ class Agent:
         if self.device is not None:
             self.make_current(self.device)
         with self._translated("a peer"):
-            name = self._nixl.add_remote_agent(metadata)
+            try:
+                name = self._nixl.add_remote_agent(metadata)
+            except self._bindings.nixlBackendError as error:
+                # It died before we ever spoke to it. UCX keeps a socket of each connection that was refused.
+                raise PeerLost(f"no connection to the peer ({error})") from error
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def drop_peer(self, name: str) -> None:
