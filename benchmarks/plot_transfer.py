@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.transfer_points import GIB, KIB, MIB
 
-WIDTH, HEIGHT, TOP = 920, 620, 54
+WIDTH, HEIGHT, TOP = 950, 620, 54
 """Of the whole, and of one pair of devices below its heading."""
 PANEL_WIDTH, PANEL_HEIGHT, LEFT, GAP = 380, 220, 70, 460
 TARGET = 1.25

@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.rows: list[dict[str, Any]] = []
-        self.steps: list[float] = []
+        self.steps: list[tuple[float, float]] = []
         self.began = time.perf_counter()
         self.load = os.getloadavg()[0]
 

@@ -42,7 +42,8 @@ def section(result: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
         *verdict(lines),
         *gpu_verdict(lines, [row for row in result["rows"] if row["what"] == "copy"]),
         f"- Event loop: of {loop['steps']:,} steps the 99.9th percentile took {loop['p999_us']:,.0f} µs, "
-        f"the longest {loop['max_us']:,.0f} µs (wanted: at most {LOOP_US:,.0f} µs at 99.9 %).",
+        f"the longest {loop['max_us']:,.0f} µs; in processor time {loop['cpu_p999_us']:,.0f} and "
+        f"{loop['cpu_max_us']:,.0f} µs (wanted: at most {LOOP_US:,.0f} µs at 99.9 %).",
     ]
     idle = [row for row in result["rows"] if row["what"] == "idle"]
     parts += [f"- Idle with {row['leases']} leases: {row['share_of_a_core']:.2%} of a core." for row in idle]
