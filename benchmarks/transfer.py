@@ -49,15 +49,18 @@ class Bench:
         self.steps: list[tuple[float, float]] = []
         self.began = time.perf_counter()
         self.load = os.getloadavg()[0]
+        self.ticks = processor_ticks()
 
     def result(self) -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = usage.ru_utime + usage.ru_stime
         return {
             "command": " ".join(["python -m benchmarks.transfer", *sys.argv[1:]]),
             "machine": machine(),
             "load_before": round(self.load, 2),
+            "others": others(self.ticks, processor_ticks()),
             "seconds": round(time.perf_counter() - self.began, 1),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            "cpu_seconds": round(seconds, 1),
             "event_loop": transfer_loop.summary(self.steps),
             "rows": self.rows,
             "compared": compare(self.rows),
@@ -220,6 +223,25 @@ class Bench:
             flush=True,
         )
         self.save()
+
+
+def processor_ticks() -> list[int]:
+    """Of all cores together, by what they were spent on; nothing where there is no /proc."""
+    with contextlib.suppress(OSError), Path("/proc/stat").open() as file:
+        return [int(each) for each in file.readline().split()[1:9]]
+    return []
+
+
+def others(before: Sequence[int], after: Sequence[int]) -> float | None:
+    """The share of the cores' time that was not this benchmark's: other processes, and the host of a virtual machine.
+    The other process counts as part of it once it has ended."""
+    spent = [late - early for early, late in zip(before, after, strict=True)]
+    if not spent:
+        return None
+    idle, ticks = spent[3] + spent[4], os.sysconf("SC_CLK_TCK")
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    mine = sum(usage.ru_utime + usage.ru_stime for usage in usages) * ticks
+    return round(max(0.0, sum(spent) - idle - mine) / max(1, sum(spent)), 3)
 
 
 def machine() -> dict[str, Any]:

@@ -35,7 +35,8 @@ def section(result: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
     machine, loop = result["machine"], result["event_loop"]
     parts = [
         f"`{result['command']}`, {result['seconds']:.0f} s; {machine['cpus']} cores of {machine['processor']}; "
-        f"load before the run {result['load_before']}.",
+        f"load before the run {result['load_before']}"
+        + (f"; {result['others']:.0%} of the cores' time went to others." if result["others"] is not None else "."),
         "",
         table(lines),
         "",
