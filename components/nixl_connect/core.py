@@ -66,9 +66,8 @@ class Core:
             self.tally.ignored_notifications += 1
             received = {}
         for sender, messages in received.items():
-            happened = True
             for data in messages:
-                self._receive(sender, data)
+                happened = self._receive(sender, data) or happened
         return self.transfers.poll() or happened
 
     def patience(self) -> tuple[float, float]:
@@ -77,7 +76,7 @@ class Core:
         if self.transfers.in_flight or self.leases.claims:
             return 1 / 8, 500e-6
         if self.leases.live:
-            return 1 / 4, 5e-3
+            return 1 / 16, 20e-3
         return 1.0, 50e-3
 
     def counters(self, pool_bytes: int, pool_used: int) -> Counters:
@@ -117,10 +116,12 @@ class Core:
         self.peers.close()
         self.registry.close()
 
-    def _receive(self, sender: str, data: bytes) -> None:
+    def _receive(self, sender: str, data: bytes) -> bool:
+        """False for a mere sign of life: more need not be expected soon after it."""
         message = decode(data)
         if message is None or not self._dispatch(sender, message):
             self.tally.ignored_notifications += 1
+        return message is None or message.kind is not Kind.PING
 
     def _dispatch(self, sender: str, message: Message) -> bool:
         """Act on one message. False for what nobody here waits for: a stranger's, a late one, a second one."""

@@ -148,7 +148,8 @@ class OwnerThread:
             before = time.thread_time() if longest < BUSY_S else float("inf")
             happened = self._pump.poll()
             now = time.monotonic()
-            if self._fire(now) or ran or happened or time.thread_time() - before > WORKED_S:
+            self._fire(now)
+            if ran or happened or time.thread_time() - before > WORKED_S:
                 active = now
                 continue
             pause = min((now - active) * share, longest)
@@ -174,8 +175,7 @@ class OwnerThread:
         task()
         return True
 
-    def _fire(self, now: float) -> bool:
-        fired = False
+    def _fire(self, now: float) -> None:
         while self._timers and (self._timers[0][0] <= now or self._timers[0][2].action is None):
             timer = heapq.heappop(self._timers)[2]
             action, timer.action = timer.action, None
@@ -183,8 +183,6 @@ class OwnerThread:
                 self._dead[0] -= 1
             else:
                 action()
-                fired = True
-        return fired
 
 
 def deliver(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -62,12 +62,11 @@ class _Memory(_Record):
 
 
 class SerializedDescriptor(_Memory):
-    """One exposed buffer. ``region`` names the announced pool it lies in; ``crc32`` is there when asked for."""
+    """One exposed buffer. ``region`` names the announced pool it lies in."""
 
     region: int = Field(ge=0, lt=1 << 31, strict=True)
     dtype: str | None = None
     shape: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(default=None, max_length=16)
-    crc32: int | None = Field(default=None, ge=0, lt=1 << 32, strict=True)
 
     @field_validator("dtype")
     @classmethod
