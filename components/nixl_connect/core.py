@@ -76,7 +76,7 @@ class Core:
         if self.transfers.in_flight or self.leases.claims:
             return 1 / 8, 500e-6
         if self.leases.live:
-            return 1 / 16, 20e-3
+            return 1 / 16, 30e-3
         return 1.0, 50e-3
 
     def counters(self, pool_bytes: int, pool_used: int) -> Counters:

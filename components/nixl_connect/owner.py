@@ -29,6 +29,8 @@ SPIN_S = 200e-6
 """After this long without anything happening the thread sleeps between polls, so as not to take the GIL from others."""
 WORKED_S = 20e-6
 """A poll that cost more processor time than this moved bytes itself (TCP): that counts as something happening."""
+IDLE_S = 50e-3
+"""With pauses as long as this nothing is expected, and there is no spinning."""
 BUSY_S = 1e-3
 """Work in polls is looked for while the longest pause is shorter than this: while bytes may be moving."""
 
@@ -155,7 +157,7 @@ class OwnerThread:
             pause = min((now - active) * share, longest)
             if self._timers:
                 pause = min(pause, self._timers[0][0] - now)
-            if now - active < SPIN_S and longest < 0.01:
+            if now - active < SPIN_S and longest < IDLE_S:
                 continue
             if self._run_one(max(pause, 1e-6)):
                 active = time.monotonic()
