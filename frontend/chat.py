@@ -154,7 +154,7 @@ class ChatResponse(Response):
         if not self._report:
             return msgspec.UNSET
         end = Trace("frontend")
-        end.add("first text", clock.first_seconds)
+        end.add("first text", clock.first_seconds, ago=seconds - clock.first_seconds)
         end.add("total", seconds)
         return TraceReport(id=self._context.id, hops=[*hops(self._trace), *done.hops, *hops(end)])
 

@@ -38,6 +38,6 @@ class Trace:
             step.milliseconds = (time.perf_counter() - began) * 1e3
             self.steps.append(step)
 
-    def add(self, name: str, seconds: float, *, bytes: int = 0, lane: str = "") -> None:
-        """Record a step that has just ended and was measured elsewhere."""
-        self.steps.append(Step(self.stage, name, time.time() - seconds, seconds * 1e3, bytes, lane))
+    def add(self, name: str, seconds: float, *, ago: float = 0.0, bytes: int = 0, lane: str = "") -> None:
+        """Record a step that ended ``ago`` seconds ago and was measured elsewhere."""
+        self.steps.append(Step(self.stage, name, time.time() - ago - seconds, seconds * 1e3, bytes, lane))

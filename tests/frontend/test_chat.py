@@ -201,6 +201,8 @@ async def test_the_way_a_request_took(stack: Stack, how: str, stream: bool) -> N
     ):
         assert step in steps
     assert set(report["hops"][0]) == {"stage", "name", "start", "milliseconds", "bytes", "lane"}
+    first, total = (next(hop for hop in report["hops"] if hop["name"] == name) for name in ("first text", "total"))
+    assert first["start"] == pytest.approx(total["start"], abs=2e-3), "both begin with the request"
 
 
 async def test_nothing_is_reported_unasked(stack: Stack) -> None:
