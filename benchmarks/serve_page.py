@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MARK = "<!-- measured: serve -->"
+from benchmarks.page import filled
+
+WHAT = "serve"
 ADDED_MS, TIMES = 25.0, 2.0
 """First token beside the single process's, and tokens per second with many at once: what is wanted."""
 
 
 def write(page: Path, result: dict[str, Any]) -> None:
     """Raises ``SystemExit`` if the page has no place for it."""
-    text = page.read_text()
-    if text.count(MARK) != 2:
-        raise SystemExit(f"{page} needs two lines {MARK}")
-    before, _, after = text.split(MARK)
-    page.write_text(f"{before}{MARK}\n\n{section(result)}\n\n{MARK}{after}")
+    page.write_text(filled(page.read_text(), page, WHAT, section(result)))
 
 
 def section(result: dict[str, Any]) -> str:
@@ -34,7 +32,6 @@ def section(result: dict[str, Any]) -> str:
         f"| three panels, one at a time | {_ms(alone)} ({added:+.1f}) | {_rate(alone)} | {_ratio(alone, single)} |",
         f"| three panels, {at_once} at once, in all | {_ms(crowd)} | {_rate(crowd)} | {_ratio(crowd, single)} |",
     ]
-    times = crowd["tokens/s"] / single["tokens/s"]
     return "\n".join(
         [
             f"{settings['rounds']} rounds, {settings['tokens']} tokens an answer, {settings['threads']} thread(s) for "
@@ -44,7 +41,7 @@ def section(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"- First token alone: {added:+.1f} ms beside one process (wanted: at most {ADDED_MS:+.0f} ms).",
-            f"- {at_once} at once: {times:.2f} times one process's tokens per second (wanted: {TIMES:g}).",
+            f"- {at_once} at once: {_ratio(crowd, single)} times one process's tokens per second (wanted: {TIMES:g}).",
             "",
             "Each hop's share, one request at a time; hops overlap, so the shares add up to more than the whole:",
             "",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.page import filled
 from benchmarks.plot_transfer import size_text, time_text
 from benchmarks.transfer_points import KIB, MIB
 
@@ -22,12 +23,8 @@ def write(page: Path, result: dict[str, Any]) -> None:
     """Raises ``SystemExit`` if the page has no place for a pair."""
     text = page.read_text()
     for pair in dict.fromkeys((line["here"], line["there"]) for line in result["compared"]):
-        mark = f"<!-- measured: {','.join(pair)} -->"
-        if text.count(mark) != 2:
-            raise SystemExit(f"{page} needs two lines {mark}")
-        before, _, after = text.split(mark)
         lines = [line for line in result["compared"] if (line["here"], line["there"]) == pair]
-        text = f"{before}{mark}\n\n{section(result, lines)}\n\n{mark}{after}"
+        text = filled(text, page, ",".join(pair), section(result, lines))
     page.write_text(text)
 
 

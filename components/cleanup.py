@@ -11,8 +11,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-async def to_the_end(cleanup: Coroutine[Any, Any, None]) -> None:
-    """Await ``cleanup`` to its end. A cancellation that comes meanwhile is raised then, not before."""
+async def to_the_end(cleanup: Coroutine[Any, Any, object]) -> None:
+    """Await ``cleanup`` to its end. A cancellation that comes meanwhile is raised then, not before; else its error."""
     task = asyncio.ensure_future(cleanup)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -20,6 +20,6 @@ async def to_the_end(cleanup: Coroutine[Any, Any, None]) -> None:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancelled = error
-    task.result()
     if cancelled is not None:
-        raise cancelled
+        raise cancelled from task.exception()
+    task.result()

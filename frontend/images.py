@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,6 +12,7 @@ from http import HTTPStatus
 import numpy as np
 import numpy.typing as npt
 
+from components.cleanup import to_the_end
 from components.nixl_connect import Connector, Pool, PoolExhausted, Slot
 from components.protocol import BufferImage, ErrorCode, ImageSource, UrlImage
 from components.telemetry.trace import Trace
@@ -65,7 +66,8 @@ class ImageShelf:
             if size <= _SHORT:
                 _decode(url, start, memory)
             else:
-                await _in_thread(lambda: _decode(url, start, memory))
+                # To the end: while the thread writes, the memory must not become somebody else's.
+                await to_the_end(asyncio.to_thread(_decode, url, start, memory))
             # Any number of reads: an encode worker that fails is replaced by another, which reads again.
             readable = await self.connector.create_readable(slot.descriptor, lease=seconds, readers=None)
         except ValueError as error:
@@ -115,18 +117,6 @@ def _decode(url: str, start: int, memory: npt.NDArray[np.uint8]) -> None:
         written += len(piece)
     if written != len(memory):
         raise ValueError("padding in the middle")
-
-
-async def _in_thread(work: Callable[[], None]) -> None:
-    """Like ``asyncio.to_thread``, but it does not return before the work has ended, cancelled or not: otherwise the
-    memory that is written to might be somebody else's by then.
-    """
-    task = asyncio.create_task(asyncio.to_thread(work))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
 
 
 def _refused(code: ErrorCode, message: str, reference: ImageReference) -> ApiError:

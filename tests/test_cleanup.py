@@ -35,3 +35,21 @@ async def test_its_error_is_raised() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         await to_the_end(cleanup())
+
+
+async def test_a_cancellation_is_not_lost_in_its_error() -> None:
+    begun, hold = asyncio.Event(), asyncio.Event()
+
+    async def cleanup() -> None:
+        begun.set()
+        await hold.wait()
+        raise ValueError("broken")
+
+    task = asyncio.create_task(to_the_end(cleanup()))
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    hold.set()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await task
+    assert isinstance(cancelled.value.__cause__, ValueError)

@@ -31,7 +31,8 @@ def test_it_is_printed(result: dict[str, Any]) -> None:
 
 def test_it_is_written_between_the_marks(result: dict[str, Any], tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{serve_page.MARK}\nold\n{serve_page.MARK}\nafter\n")
+    mark = "<!-- measured: serve -->"
+    page.write_text(f"before\n{mark}\nold\n{mark}\nafter\n")
     serve_page.write(page, result)
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text

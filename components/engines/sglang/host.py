@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
+from components.cleanup import to_the_end
 from components.engines.base import EngineError
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.scheduler import run_scheduler
@@ -34,7 +35,6 @@ class EngineHost:
         self._thread = threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True)
         self._engine: Any = None
         self._streams: set[Stream] = set()
-        self._closing: set[asyncio.Task[None]] = set()
         self._dead = False
 
     @property
@@ -73,14 +73,10 @@ class EngineHost:
         try:
             yield stream
         finally:
-            closing = asyncio.create_task(self._close(stream))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            await asyncio.shield(closing)
-
-    async def _close(self, stream: Stream) -> None:
-        await stream.close()
-        self._streams.discard(stream)
+            try:
+                await to_the_end(stream.close())
+            finally:
+                self._streams.discard(stream)
 
     async def _launch(self) -> None:
         # Late: the import takes seconds, and reads the environment.

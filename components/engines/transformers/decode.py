@@ -134,7 +134,7 @@ class TransformersDecodeEngine:
             request.finished = True
             if request in self._running:
                 # The step under way may still write this request's KV: its memory is not free before that ends.
-                await to_the_end(request.leave())
+                await to_the_end(request.left.wait())
 
     def _decode(self) -> None:
         while True:
@@ -199,9 +199,6 @@ class _Request:
         self._tokens: list[int] = []
         self._ended = False
         self._error: EngineError | None = None
-
-    async def leave(self) -> None:
-        await self.left.wait()
 
     def accept(self, token: int) -> bool:
         """Count a new token; False when it is a stop token. Sets ``finished`` after the last. The decoding thread's."""
