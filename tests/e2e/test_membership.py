@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from benchmarks.stack import Stack, running_stack
-from components.protocol import Role
+from components.protocol import Instance, Role
 from tests.e2e.conftest import Inside, join
 from tests.e2e.test_bad_pictures import url
 from tests.e2e.test_http import turn
@@ -57,6 +57,12 @@ async def until_all(seat: Inside, count: int) -> None:
         return all(number == count for number in found.values())
 
     await until(look, lambda: found, within=60)
+
+
+async def until_replaced(seat: Inside, role: Role, victim: Instance) -> None:
+    """The dead one is listed until its lease ends; only then does the count say that another stands in for it."""
+    await until(lambda: victim.id not in seat.instances(role), lambda: f"{victim.id} is dead and still listed")
+    await until_all(seat, 2)
 
 
 async def crowd(web: httpx.AsyncClient, count: int, seed: int, tokens: int = 16) -> list[httpx.Response]:
@@ -135,8 +141,7 @@ async def test_one_is_killed_under_load(web: httpx.AsyncClient, seat: Inside, ro
     os.kill(victim.pid, signal.SIGKILL)
     responses = await asking
     assert [response.status_code for response in responses] == [200] * 8, [r.text for r in responses]
-    await until(lambda: victim.id not in seat.instances(role), lambda: f"{victim.id} is dead and still listed")
-    await until_all(seat, 2)
+    await until_replaced(seat, role, victim)
     again = await crowd(web, 8, seed, tokens=64)
     assert list(map(said, responses)) == list(map(said, again))
     await seat.idle()
@@ -154,20 +159,21 @@ async def test_an_answer_goes_on_when_the_worker_that_decodes_it_dies(web: httpx
     }
     undisturbed = (await web.post("/v1/chat/completions", json=body)).json()
     await seat.idle()
-    text, killed = "", False
+    text = ""
+    victim: Instance | None = None
     async with web.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
         async for line in response.aiter_lines():
             assert '"error"' not in line, line
             if not line.startswith("data: {"):
                 continue
             text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-            if text and not killed:
+            if text and victim is None:
                 held = await seat.held()
-                (busy,) = (each for each in seat.instances("decode").values() if f"{each.id} KV tokens" in held)
-                os.kill(busy.pid, signal.SIGKILL)
-                killed = True
+                (victim,) = (each for each in seat.instances("decode").values() if f"{each.id} KV tokens" in held)
+                os.kill(victim.pid, signal.SIGKILL)
     assert text == undisturbed["choices"][0]["message"]["content"]
-    await until_all(seat, 2)
+    assert victim is not None
+    await until_replaced(seat, "decode", victim)
     await seat.idle()
 
 
