@@ -29,6 +29,6 @@ timeout 120 python3 -m pytest tests/nixl_connect/test_gpu.py tests/nixl_connect/
 grep -aE "Lane\(|GB/s with|passed|failed|Error" "$out/tests.log" | cut -c1-200
 bench host-gpu 50 "${run[@]}" --pairs cpu,cuda:0 cuda:0,cpu --max-bytes $((64 << 20)) --bytes-per-point 5e8 --quick \
     "${gpu[@]}"
-bench same-gpu 40 "${run[@]}" --pairs cuda:0,cuda:0 --max-bytes $((1 << 30)) --rounds 200 --quick "${gpu[@]}"
+bench same-gpu 60 "${run[@]}" --pairs cuda:0,cuda:0 --max-bytes $((1 << 30)) --rounds 200 "${gpu[@]}"
 bench host-two-cores 60 taskset -c 0,1 "${run[@]}" --max-bytes $((64 << 20)) --bytes-per-point 2e9 --rounds 200 \
     --idle-seconds 3
