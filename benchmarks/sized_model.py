@@ -1,6 +1,6 @@
 """A model folder of given dimensions: real enough to be served at its real speed, and worth nothing otherwise.
 
-    python -m benchmarks.sized_model FOLDER [--size 7b|tiny]
+    python -m benchmarks.sized_model FOLDER [--size 7b|tiny] [--device cuda]
 
 The small files are those of the bundled model. The vision tower has random weights, because SGLang's encoder reads it
 from the folder; the language model has none: it is for engines that make them up (``load_format: dummy``).
@@ -15,11 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from transformers import AutoConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from components.config.topology import REPOSITORY
 
@@ -97,7 +92,7 @@ def write(folder: Path, size: Size, device: str = "cpu") -> None:
     _write(folder / "config.json", _config(size))
     _write(folder / "tokenizer.json", _tokenizer(size.text["vocab_size"]))
     _write(folder / "preprocessor_config.json", _preprocessor())
-    save_file(_vision_weights(folder, device), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_vision_weights(folder, device)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
@@ -141,7 +136,13 @@ def _preprocessor() -> dict[str, Any]:
     return _read("preprocessor_config.json") | pixels
 
 
-def _vision_weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
+def _write_vision_weights(folder: Path, device: str) -> None:
+    # Late: whoever only wants to know the sizes does not wait for these.
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder).vision_config
         tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(config)
@@ -154,15 +155,16 @@ def _vision_weights(folder: Path, device: str) -> dict[str, torch.Tensor]:
         elif name.endswith("weight"):  # a norm's
             weight.fill_(1)
         weights[f"visual.{name}"] = weight.cpu()
-    return weights
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="7b")
+    parser.add_argument("--device", default="cpu", help="where the random numbers are made")
     options = parser.parse_args(arguments)
-    write(options.folder, SIZES[options.size], "cuda" if torch.cuda.is_available() else "cpu")
+    write(options.folder, SIZES[options.size], options.device)
 
 
 if __name__ == "__main__":
