@@ -69,7 +69,6 @@ class Panels:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname, parts.port
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, question: Question, tokens: int) -> Timing:
         async with asyncio.timeout(_REQUEST_SECONDS), self._connection() as (reader, writer):
@@ -84,35 +83,25 @@ class Panels:
                 raise RuntimeError(f"{status!r}: {(await reader.read(4096)).decode(errors='replace')}")
             times: list[float] = []
             last: dict[str, Any] = {}
-            # The lengths of chunks are lines too, and no event begins as they do.
-            while (line := await reader.readline()) != b"0\r\n":
+            # Other lines are headers and the lengths of chunks: no event looks like them.
+            while not (line := await reader.readline()).startswith(b"data: [DONE]"):
                 if line.startswith(b'data: {"error"') or not line:
                     raise RuntimeError(f"the answer broke off: {line!r}")
                 if b'"content":"' in line and b'"content":""' not in line:
                     times.append(time.perf_counter())
                 elif b'"usage":{' in line:
                     last = json.loads(line.removeprefix(b"data: "))
-            await reader.readline()
         usage = last["usage"]
         hops = last.get("triptych", {}).get("hops", [])
         return Timing(sent, times, usage["prompt_tokens"], usage["completion_tokens"], hops)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """One that stays open; not kept when the answer was not read to its end."""
-        if self._idle:
-            reader, writer = self._idle.pop()
-        else:
-            reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LINE_BYTES)
+        """A new one for each answer, open before the clock starts: the server closes those that idle."""
+        reader, writer = await asyncio.open_connection(self._host, self._port, limit=_LINE_BYTES)
         try:
             yield reader, writer
-        except BaseException:
-            writer.close()
-            raise
-        self._idle.append((reader, writer))
-
-    def close(self) -> None:
-        for _, writer in self._idle:
+        finally:
             writer.close()
 
 
@@ -121,11 +110,9 @@ async def panels(config: Path, folder: Path, within: float) -> AsyncIterator[Pan
     """``triptych up`` with a topology; its log is below ``folder``."""
     running = running_stack(config, cwd=folder, within=within)
     stack = await asyncio.to_thread(running.__enter__)
-    asked = Panels(stack.url)
     try:
-        yield asked
+        yield Panels(stack.url)
     finally:
-        asked.close()
         # How it ends is not measured, and must not cost the numbers that are.
         try:
             await asyncio.to_thread(running.__exit__, None, None, None)
