@@ -15,11 +15,11 @@ gpus=$(nvidia-smi --list-gpus | grep -c "^GPU [01]:")
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 nvidia-smi topo -m | head -4
 echo "== tests"
-timeout -k 20 200 python3 -m pytest tests/engines_sglang/test_gpu.py -q -s --durations=5 -p no:cacheprovider >"$out/tests.log" 2>&1
+timeout -k 10 150 python3 -m pytest tests/engines_sglang/test_gpu.py -q -s --durations=5 -p no:cacheprovider >"$out/tests.log" 2>&1
 status=$?
 grep -aE "answers equal|READ of|passed|failed|rror|s (setup|call|teardown)" "$out/tests.log" | cut -c1-400
 echo "== benchmark"
-timeout -k 20 330 python3 -m benchmarks.sglang_split --gpus "$gpus" --folder "$out/stacks" --json "$out/sglang-$gpus.json" \
+timeout -k 20 300 python3 -m benchmarks.sglang_split --gpus "$gpus" --folder "$out/stacks" --json "$out/sglang-$gpus.json" \
     --plot "$out/sglang-$gpus.svg" --page docs/performance.md "$@" 2>&1 | tee "$out/benchmark.log"
 rm -rf "$out/stacks/model"
 cp docs/performance.md "$out"

@@ -12,8 +12,6 @@ from itertools import pairwise
 
 from benchmarks.sglang_stacks import Question, Stack, Timing
 
-TURNS = 2
-"""At least: with one, nobody knows how far two of the same stack differ."""
 ALONE, EACH = 3, 2
 """Requests of one turn: one at a time, and of each of several clients."""
 
@@ -38,15 +36,21 @@ async def one_turn(stack: Stack, questions: Iterator[Question], at_once: int, to
 
 
 async def in_turns(
-    stacks: Sequence[Stack], questions: Iterator[Question], *, at_once: int, tokens: int, seconds: float
+    stacks: Sequence[Stack],
+    questions: Iterator[Question],
+    *,
+    at_once: int,
+    tokens: int,
+    seconds: float,
+    at_least: int = 1,
 ) -> dict[str, Turns]:
-    """Until another turn of all would take longer than ``seconds`` in all; what goes first changes each time.
+    """As many turns of all as take about ``seconds`` in all; what goes first changes each time.
 
     Raises RuntimeError when the stacks did not do the same work.
     """
     result = {stack.name: Turns() for stack in stacks}
     began, longest, turn = time.perf_counter(), 0.0, 0
-    while turn < TURNS or time.perf_counter() - began + longest < seconds:
+    while turn < at_least or time.perf_counter() - began + longest / 2 < seconds:
         turn_began = time.perf_counter()
         for stack in stacks if turn % 2 == 0 else reversed(stacks):
             stack_began = time.perf_counter()
