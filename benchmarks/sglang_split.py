@@ -124,6 +124,7 @@ class Questions:
         )
         self._words = [word for word in one_token if len(encode(f" {word}", add_special_tokens=False).ids) == 1]
         self._random = np.random.default_rng(seed)
+        self._picture = self.picture()
         self._length = TEXT_TOKENS - len(self._ids("")) + 1  # the placeholder is not text
 
     def question(self, picture: bytes, tokens: int) -> Question:
@@ -144,8 +145,8 @@ class Questions:
         return Question(msgspec.json.encode(body), self._ids(text), (1, side, side))
 
     def same_picture(self) -> Iterator[Question]:
-        picture = self.picture()
-        return (self.question(picture, self._tokens) for _ in itertools.repeat(None))
+        """For ever: whoever has seen one of them has the embedding of all."""
+        return (self.question(self._picture, self._tokens) for _ in itertools.repeat(None))
 
     def picture(self) -> bytes:
         """A PNG of random blocks, different each time."""

@@ -170,7 +170,9 @@ def test_the_sized_model_is_a_checkpoint_whose_tower_runs(model: Path) -> None:
 def test_prompts_are_of_one_length_and_all_different(model: Path) -> None:
     questions = Questions(model, TINY, tokens=8)
     stock = questions.same_picture()
-    asked = [next(stock) for _ in range(3)]
+    asked = [next(stock), next(stock), next(questions.same_picture())]
+    pictures = {json.loads(question.body)["messages"][0]["content"][0]["image_url"]["url"] for question in asked}
+    assert len(pictures) == 1
     checkpoint = Checkpoint.open(str(model), device="cpu")
     assert {len(question.token_ids) for question in asked} == {211}  # one of them is the picture's placeholder
     assert len({tuple(question.token_ids) for question in asked}) == 3
