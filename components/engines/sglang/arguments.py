@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.engines.transformers.checkpoint import Checkpoint
-from components.runtime.servers import free_port
+from components.runtime.servers import lasting_port
 
 if TYPE_CHECKING:
     from components.config import Topology
@@ -53,7 +53,7 @@ class Arguments:
     @classmethod
     def for_prefill(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
         chosen = topology.prefill.engine_arguments
-        port = chosen.get("disaggregation_bootstrap_port", free_port())
+        port = chosen.get("disaggregation_bootstrap_port", lasting_port())
         if not isinstance(port, int):
             raise ValueError(f"prefill.engine_arguments.disaggregation_bootstrap_port: {port!r} is no port")
         engine = _common(checkpoint, topology, topology.prefill.kv_tokens) | {
@@ -117,9 +117,10 @@ def _common(checkpoint: Checkpoint, topology: Topology, kv_tokens: int) -> dict[
         "skip_tokenizer_init": True,  # token ids in, token ids out
         "incremental_streaming_output": True,
         "log_level": "warning" if topology.log_level == "info" else topology.log_level,
-        # The defaults are the same for each engine, and two of them share a machine.
-        "port": free_port(),
-        "nccl_port": free_port(),
+        # The defaults are the same for each engine, and two of them share a machine. SGLang binds these when its
+        # processes have started: a port from the kernel's own range may be somebody's connection by then.
+        "port": lasting_port(),
+        "nccl_port": lasting_port(),
     }
 
 
