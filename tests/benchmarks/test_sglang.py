@@ -23,6 +23,7 @@ from components.config import Topology
 from components.engines.sglang.arguments import Arguments
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.encode import TransformersEncodeEngine
+from components.engines.transformers.pixels import Patches
 from processor.detokenize import Detokenizer
 from processor.model_files import load
 
@@ -163,7 +164,8 @@ def test_the_sized_model_is_a_checkpoint_whose_tower_runs(model: Path) -> None:
     assert engine.prepare(Image.new("RGB", (large.picture, large.picture))).tokens == large.rows == 1296
     grids = torch.tensor([prepared.grid])
     with torch.inference_mode():
-        rows = checkpoint.vision_tower()(prepared.pixels, grid_thw=grids).pooler_output
+        patches = Patches(model, torch.device("cpu")).of(prepared.pixels)
+        rows = checkpoint.vision_tower()(patches, grid_thw=grids).pooler_output
     assert rows.shape == (TINY.rows, checkpoint.format.width) and bool(rows.isfinite().all())
 
 
