@@ -27,8 +27,8 @@ class Patches:
         self._side, self._frames, self._merge = settings.patch_size, settings.temporal_patch_size, settings.merge_size
         self._device = device
         self._scale = settings.rescale_factor
-        self._mean = torch.tensor(settings.image_mean, device=device)
-        self._std = torch.tensor(settings.image_std, device=device)
+        self._mean = torch.tensor(settings.image_mean, device=device).reshape(3, 1, 1)
+        self._std = torch.tensor(settings.image_std, device=device).reshape(3, 1, 1)
 
     def resized(self, image: Image.Image) -> torch.Tensor:
         """(height, width, 3) bytes of an RGB picture on the host, both sides whole numbers of merged patches. Raises
@@ -46,8 +46,8 @@ class Patches:
         """(patches, values of one) in float32 on the device; patches that are merged later lie together."""
         side, merge = self._side, self._merge
         _, rows, columns = self.grid(pixels)
-        scaled = (pixels.to(self._device).float() * self._scale - self._mean) / self._std
-        cut = scaled.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-        cut = cut.permute(0, 3, 1, 4, 6, 2, 5)  # block row, block column, row, column, color, y, x
-        frames = cut.unsqueeze(5).expand(-1, -1, -1, -1, -1, self._frames, -1, -1)  # a picture is a film that stands
-        return frames.reshape(rows * columns, -1)
+        cut = pixels.to(self._device).reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+        # Block row, block column, row, column, color, y, x: moved as bytes, which are the least to move.
+        cut = cut.permute(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, 1, side * side)
+        scaled = (cut.float() * self._scale - self._mean) / self._std
+        return scaled.expand(-1, -1, self._frames, -1).flatten(1)  # a picture is a film that stands still
