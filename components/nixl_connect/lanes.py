@@ -89,11 +89,11 @@ class LaneWatch:
         self._warned: set[tuple[OperationKind, str]] = set()
         self._slow: Counter[tuple[OperationKind, str]] = Counter()
 
-    def saw(self, kind: OperationKind, lane: str, devices: Iterable[str], size: int, seconds: float) -> None:
+    def saw(self, kind: OperationKind, lane: str, devices: Iterable[Device], size: int, seconds: float) -> None:
         which, rate = (kind, lane), size / seconds / 1e9
         if size < WATCHED_BYTES or which in self._warned:
             return
-        self._slow[which] = self._slow[which] + 1 if is_software(devices, rate) else 0
+        self._slow[which] = self._slow[which] + 1 if is_software(map(str, devices), rate) else 0
         if self._slow[which] == WATCHED_IN_A_ROW:
             self._warned.add(which)
             logger.warning("%s %s at %.2f GB/s is a software path. %s", kind.name, lane, rate, "; ".join(advice()))

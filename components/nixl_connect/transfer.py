@@ -317,7 +317,8 @@ class Transfers:
 
     def _post_prepared(self, transfer: Transfer) -> None:
         while transfer.prepared:
-            move, transfer.moves[move] = transfer.prepared.pop(0)
+            move, buffers = transfer.prepared.pop(0)
+            transfer.moves[move] = buffers
             self._moving[move] = transfer
             try:
                 move.begin()
@@ -359,7 +360,7 @@ class Transfers:
         if error is None:
             # A staged operation waits for whoever posts its parts: its time says nothing about the lane.
             if transfer.same_host and not transfer.staged:
-                devices = (str(transfer.buffers[0].device), transfer.record.descriptors[0].device)
+                devices = (transfer.buffers[0].device, Device(transfer.record.descriptors[0].device))
                 self._watch.saw(transfer.kind, transfer.lane, devices, transfer.size, seconds)
             transfer.claimed = False
         elif isinstance(error, Cancelled | ConnectorClosed):
