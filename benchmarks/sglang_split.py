@@ -231,7 +231,8 @@ class Run:
     async def _point(self, stacks: Sequence[Stack], at_once: int) -> None:
         options, questions = self._options, self._questions.same_picture()
         if at_once > 1:  # kernels for batches are compiled when the first one comes
-            await asyncio.gather(*(one_turn(stack, questions, at_once, 4) for stack in stacks))
+            warming = (one_turn(stack, questions, at_once, 4) for stack in stacks)
+            await asyncio.gather(*warming, return_exceptions=True)  # what fails here fails below, and is said there
         turns = await in_turns(
             stacks,
             questions,
@@ -241,7 +242,10 @@ class Run:
             # With one turn, nobody knows how far two of the same stack differ.
             at_least=2 if at_once == 1 else 1,
         )
-        numbers = {name: summary(each) for name, each in turns.items()}
+        for name, found in turns.items():
+            if found.failure:
+                self._say(f"{name} failed:\n{found.failure}")
+        numbers = {name: summary(found) for name, found in turns.items() if not found.failure}
         self.result["points"].append({"at once": at_once, "stacks": numbers})
         for name, each in numbers.items():
             self._say(sglang_page.row(name, at_once, each))
