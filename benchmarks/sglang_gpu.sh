@@ -21,6 +21,6 @@ grep -aE "answers equal|READ of|passed|failed|rror|s (setup|call|teardown)" "$ou
 echo "== benchmark"
 timeout -k 20 300 python3 -m benchmarks.sglang_split --gpus "$gpus" --folder "$out/stacks" --json "$out/sglang-$gpus.json" \
     --plot "$out/sglang-$gpus.svg" --page docs/performance.md "$@" 2>&1 | tee "$out/benchmark.log"
-rm -rf "$out/stacks/model"
+cp "$out"/stacks/.triptych/logs/*.log "$out/stacks" # hidden folders are easily left behind
 cp docs/performance.md "$out"
 exit $status

@@ -6,6 +6,7 @@ import asyncio
 import math
 import statistics
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +23,7 @@ class Turns:
 
     timings: list[list[Timing]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    failure: str = ""
 
 
 async def one_turn(stack: Stack, questions: Iterator[Question], at_once: int, tokens: int) -> list[Timing]:
@@ -46,22 +48,28 @@ async def in_turns(
 ) -> dict[str, Turns]:
     """As many turns of all as take about ``seconds`` in all; what goes first changes each time.
 
-    Raises RuntimeError when the stacks did not do the same work.
+    A stack that fails is asked no more, and ``failure`` says why. Raises RuntimeError when the others did not do the
+    same work.
     """
     result = {stack.name: Turns() for stack in stacks}
     began, longest, turn = time.perf_counter(), 0.0, 0
     while turn < at_least or time.perf_counter() - began + longest / 2 < seconds:
         turn_began = time.perf_counter()
         for stack in stacks if turn % 2 == 0 else reversed(stacks):
+            turns = result[stack.name]
+            if turns.failure:
+                continue
             stack_began = time.perf_counter()
-            result[stack.name].timings.append(await one_turn(stack, questions, at_once, tokens))
-            result[stack.name].seconds.append(time.perf_counter() - stack_began)
+            try:
+                turns.timings.append(await one_turn(stack, questions, at_once, tokens))
+            except Exception:  # noqa: BLE001 (whatever it is, the other stacks are measured)
+                turns.failure = traceback.format_exc()
+            turns.seconds.append(time.perf_counter() - stack_began)
         longest = max(longest, time.perf_counter() - turn_began)
         turn += 1
-    work = {
-        (timing.prompt_tokens, timing.tokens) for turns in result.values() for each in turns.timings for timing in each
-    }
-    if len(work) != 1:
+    done = [each for turns in result.values() if not turns.failure for each in turns.timings]
+    work = {(timing.prompt_tokens, timing.tokens) for each in done for timing in each}
+    if len(work) > 1:
         raise RuntimeError(f"prompts and answers of different lengths: {sorted(work)}")
     return result
 

@@ -86,9 +86,11 @@ class Place:
 def topology(model: Path, place: Place, dtype: str, batch: int) -> dict[str, Any]:
     """``batch`` is the most requests that decode runs at a time."""
     arguments: dict[str, Any] = {"load_format": "dummy", "disable_radix_cache": True}
-    graphs = {} if place.decode == "cpu" else {"cuda_graph_bs_decode": [size for size in _GRAPHS if size < batch]}
-    if graphs:
-        graphs["cuda_graph_bs_decode"].append(batch)
+    graphs: dict[str, Any] = {}
+    if place.decode != "cpu":
+        # Each engine's pool is capped; what others leave of the GPU while it loads must only not look too little.
+        arguments["mem_fraction_static"] = 0.95
+        graphs["cuda_graph_bs_decode"] = [*(size for size in _GRAPHS if size < batch), batch]
     return {
         "engine": "sglang",
         "drain_seconds": 5.0,
@@ -177,8 +179,9 @@ async def new_pictures(asked: Panels, questions: Questions) -> dict[str, Any]:
 class Run:
     """One run: what is measured goes into ``result``, and into the file each time something is added."""
 
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self._options, self._folder = options, folder
+    def __init__(self, options: argparse.Namespace, folder: Path, model: Path) -> None:
+        """``folder`` is for settings and logs."""
+        self._options, self._folder, self._model = options, folder, model
         self._place = Place.of(options.device, options.gpus, options.kv_tokens)
         self._size = SIZES[options.size]
         self._config = folder / "topology.yaml"
@@ -186,7 +189,7 @@ class Run:
         self.result: dict[str, Any] = {"settings": {}, "points": []}
 
     async def measure(self) -> None:
-        options, model = self._options, self._folder / "model"
+        options, model = self._options, self._model
         await _write_model(model, options.size, self._place.prefill)
         admitted = self._place.decode_kv // (self._size.rows + TEXT_TOKENS + options.tokens)
         settings = topology(model, self._place, options.dtype, min(admitted, max(options.concurrency)))
@@ -231,7 +234,8 @@ class Run:
     async def _point(self, stacks: Sequence[Stack], at_once: int) -> None:
         options, questions = self._options, self._questions.same_picture()
         if at_once > 1:  # kernels for batches are compiled when the first one comes
-            await asyncio.gather(*(one_turn(stack, questions, at_once, 4) for stack in stacks))
+            warming = (one_turn(stack, questions, at_once, 4) for stack in stacks)
+            await asyncio.gather(*warming, return_exceptions=True)  # what fails here fails below, and is said there
         turns = await in_turns(
             stacks,
             questions,
@@ -241,7 +245,10 @@ class Run:
             # With one turn, nobody knows how far two of the same stack differ.
             at_least=2 if at_once == 1 else 1,
         )
-        numbers = {name: summary(each) for name, each in turns.items()}
+        for name, found in turns.items():
+            if found.failure:
+                self._say(f"{name} failed:\n{found.failure}")
+        numbers = {name: summary(found) for name, found in turns.items() if not found.failure}
         self.result["points"].append({"at once": at_once, "stacks": numbers})
         for name, each in numbers.items():
             self._say(sglang_page.row(name, at_once, each))
@@ -306,8 +313,10 @@ async def _gpu() -> str:
     return names.decode().splitlines()[0]
 
 
-async def _run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    run, this = Run(options, folder), asyncio.current_task()
+async def _run(options: argparse.Namespace, temporary: Path) -> dict[str, Any]:
+    folder = (options.folder or temporary).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    run, this = Run(options, folder, temporary / "model"), asyncio.current_task()
     assert this is not None
     # Whoever ends this with SIGTERM, such as ``timeout``, still wants the GPU's memory back.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
@@ -326,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=7.0, help="time for each stack at each concurrency")
     parser.add_argument("--start-seconds", type=float, default=150.0, help="longest time for a stack to start")
     parser.add_argument("--kv-tokens", type=int, help="KV memory for decode; default: what 80 GB hold")
-    parser.add_argument("--folder", type=Path, help="where the model and the logs go; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="where settings and logs stay; default: nowhere")
     parser.add_argument("--json", type=Path, help="write the numbers to this file, as they come")
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     parser.add_argument("--plot", type=Path, help="draw the way of a request with a new picture as SVG")
@@ -335,9 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("SGLANG_MM_FEATURE_CACHE_MB", "512")
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        result = asyncio.run(_run(options, folder))
+        result = asyncio.run(_run(options, Path(temporary)))
     if not result["points"]:
         raise SystemExit("nothing was measured")
     print(sglang_page.section(result))

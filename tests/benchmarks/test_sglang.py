@@ -92,6 +92,20 @@ async def test_stacks_that_did_other_work_are_not_compared() -> None:
         await in_turns(stacks, same(), at_once=1, tokens=5, seconds=0)
 
 
+class Broken:
+    name = "broken"
+
+    async def ask(self, question: Question, tokens: int) -> Timing:
+        raise RuntimeError("no memory")
+
+
+async def test_a_stack_that_fails_does_not_cost_the_others_their_numbers() -> None:
+    stacks = [Broken(), Always("a", timing(0.05, 0.01), [])]
+    found = await in_turns(stacks, same(), at_once=4, tokens=5, seconds=0, at_least=2)
+    assert "no memory" in found["broken"].failure
+    assert found["a"].failure == "" and summary(found["a"])["requests"] == 16
+
+
 @pytest.fixture
 def result() -> dict[str, Any]:
     def numbers(first: float, gap: float) -> dict[str, float]:
