@@ -45,7 +45,7 @@ def section(result: dict[str, Any]) -> str:
     ]
     for point in result["points"]:
         lines += [row(name, point["at once"], numbers) for name, numbers in point["stacks"].items()]
-    return "\n".join([*lines, "", *(f"- {verdict}" for verdict in verdicts(result)), *_fresh(result)])
+    return "\n".join([*lines, "", *(f"- {verdict}" for verdict in verdicts(result)), *_ways(result)])
 
 
 def verdicts(result: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +79,8 @@ def _met(met: bool) -> str:
     return "met" if met else "**not met**"
 
 
-def _fresh(result: dict[str, Any]) -> list[str]:
-    if "fresh" not in result:
-        return []
-    return ["", "Each hop of a request with a new picture, medians; hops overlap:", "", *hops(result["fresh"]["hops"])]
+def _ways(result: dict[str, Any]) -> Iterator[str]:
+    for key, picture in (("known", "a picture whose embedding is there"), ("fresh", "a new picture")):
+        if key in result:
+            yield f"\nEach hop of a request with {picture}, one at a time, medians; hops overlap:\n"
+            yield from hops(result[key]["hops"])

@@ -249,6 +249,9 @@ class Run:
             if found.failure:
                 self._say(f"{name} failed:\n{found.failure}")
         numbers = {name: summary(found) for name, found in turns.items() if not found.failure}
+        if at_once == 1 and Panels.name in numbers:
+            known = [timing.hops for turn in turns[Panels.name].timings for timing in turn]
+            self.result["known"] = {"requests": len(known), "hops": hop_table(known)}
         self.result["points"].append({"at once": at_once, "stacks": numbers})
         for name, each in numbers.items():
             self._say(sglang_page.row(name, at_once, each))
