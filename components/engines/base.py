@@ -151,6 +151,13 @@ class Reservation(Protocol):
 
     target: bytes
 
+    async def watch(self) -> None:
+        """Raises EngineError as soon as the engine gives up on the request; returns when, or if, it cannot any more.
+
+        Before ``generate`` nobody else would hear of it: prefill goes on until its transfer runs out of time.
+        """
+        ...
+
     def release(self) -> None:
         """Give the memory back, as soon as nobody can write into it any more. Idempotent; returns at once."""
         ...

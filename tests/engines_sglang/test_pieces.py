@@ -7,7 +7,7 @@ import inspect
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from components.config.topology import REPOSITORY
 from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
-from components.engines.sglang.decode import SGLangDecodeEngine
+from components.engines.sglang.decode import RoomReservation, SGLangDecodeEngine
 from components.engines.sglang.encode import encoder_module
 from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.sglang.request import (
@@ -374,7 +374,11 @@ async def test_an_abort_by_the_engine_is_an_error_that_may_be_tried_again(
 ) -> None:
     engine = Engine(chunks=0)
     stream = Stream(engine, engine_loop, {})
+    reserved = RoomReservation(7, stream, AsyncExitStack())
+    watching = asyncio.create_task(reserved.watch())
     engine_loop.call_soon_threadsafe(engine.tokenizer_manager.aborted.set)
+    with pytest.raises(EngineError, match="SGLang ended it"):
+        await watching  # also before anybody reads
     with pytest.raises(EngineError) as ended:
         await anext(stream.outputs())
     assert ended.value.code == "transfer_failed" and ended.value.retryable
@@ -391,10 +395,14 @@ async def test_what_the_engine_refuses_is_an_error_of_ours(engine_loop: asyncio.
 async def test_a_dead_engine_ends_the_stream_at_once(engine_loop: asyncio.AbstractEventLoop) -> None:
     stream = Stream(Engine(chunks=0), engine_loop, {})
     reading = asyncio.ensure_future(anext(stream.outputs()))
+    watching = asyncio.create_task(stream.ended())
+    gone = asyncio.create_task(stream.ended())
     await asyncio.sleep(0)
+    gone.cancel()  # one who stops watching takes nothing from the others
     stream.fail(EngineError("unavailable", "died", retryable=True))
-    with pytest.raises(EngineError) as ended:
-        await reading
-    assert ended.value.code == "unavailable"
+    for waiting in (reading, watching):
+        with pytest.raises(EngineError) as ended:
+            await waiting
+        assert ended.value.code == "unavailable"
     with suppress(EngineError):
         await stream.close()

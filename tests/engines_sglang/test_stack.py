@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import httpx
 import psutil
@@ -16,6 +17,7 @@ import pytest_asyncio
 from benchmarks.reference import Reference
 from benchmarks.stack import Stack, running_stack
 from components.messaging import CallError, Context
+from components.messaging import Stream as Answers
 from components.protocol import GenerateItem, GenerateRequest, Instance, Role, Sampling
 from tests.e2e.conftest import Inside, join
 from tests.e2e.test_tokens import SQUARE, TALL, TOKENS, WIDE, Case, greedy, picture, turn
@@ -24,6 +26,7 @@ from tests.waiting import until
 
 KV_TOKENS = 1024
 CONTEXT = 704
+LEASE_SECONDS = 20
 # Small enough that the longer prompts below are prefilled, and their KV sent, in several chunks.
 SETTINGS = [
     "engine=sglang",
@@ -32,7 +35,7 @@ SETTINGS = [
     f"model.max_context={CONTEXT}",
     f"decode.kv_tokens={KV_TOKENS}",
     "prefill.max_batch_tokens=128",
-    "transfer.lease_seconds=20",
+    f"transfer.lease_seconds={LEASE_SECONDS}",
 ]
 CASES = [
     Case(1, 1),
@@ -145,6 +148,28 @@ def children(instance: Instance, title: str) -> list[psutil.Process]:
     return [child for child in found if title in " ".join(child.cmdline())]
 
 
+@contextmanager
+def paused(inside: Inside, role: Role) -> Iterator[None]:
+    """The engine of that worker stands still, while the worker itself goes on."""
+    (instance,) = inside.instances(role).values()
+    (scheduler,) = children(instance, "sglang::scheduler")
+    scheduler.suspend()
+    try:
+        yield
+    finally:
+        scheduler.resume()
+
+
+async def until_engine_requests(inside: Inside, instance: Instance, count: int) -> None:
+    held: dict[str, int] = {}
+
+    async def look() -> bool:
+        held.update(await inside.held())
+        return held.get(f"{instance.id} engine requests") == count
+
+    await until(look, lambda: held)
+
+
 @pytest.mark.parametrize("role", ["decode", "prefill"])
 async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
     inside: Inside, reference: Reference, role: Role
@@ -155,17 +180,26 @@ async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
     (scheduler,) = children(victim, "sglang::scheduler")
     if role == "decode":
         _, text = turn(reference, CASES[0])
-        sampling = Sampling(max_tokens=CONTEXT - 100, ignore_eos=True)
-        request = GenerateRequest(model="tiny-vl", token_ids=tuple(text), images=(), sampling=sampling)
-        async with inside.bus.stream(
-            victim.subject, "generate", request, reply=GenerateItem, context=Context.new(60)
-        ) as items:
-            await anext(items)  # it is in the middle of its answer
-            os.kill(scheduler.pid, signal.SIGKILL)
-            with pytest.raises(CallError) as ended:
-                async for _ in items:
+
+        def asked(max_tokens: int) -> Answers[GenerateItem]:
+            sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
+            request = GenerateRequest(model="tiny-vl", token_ids=tuple(text), images=(), sampling=sampling)
+            return inside.bus.stream(victim.subject, "generate", request, reply=GenerateItem, context=Context.new(60))
+
+        async with asked(KV_TOKENS // 2) as decoding, asked(10) as waiting:
+            await anext(decoding)  # it is in the middle of its answer
+            with paused(inside, "prefill"):
+                first = asyncio.ensure_future(anext(waiting))  # for this one no KV will come
+                await until_engine_requests(inside, victim, 2)
+                os.kill(scheduler.pid, signal.SIGKILL)
+                # Sooner than prefill gives up on a transfer.
+                with pytest.raises(CallError) as undecoded:
+                    await asyncio.wait_for(first, LEASE_SECONDS / 2)
+            with pytest.raises(CallError) as undone:
+                async for _ in decoding:
                     pass
-        assert ended.value.code in ("unavailable", "peer_lost")
+        assert {undecoded.value.code, undone.value.code} <= {"unavailable", "peer_lost"}
+        assert undecoded.value.retryable
     else:
         os.kill(scheduler.pid, signal.SIGKILL)
     await until(lambda: victim.id not in inside.instances(role), lambda: f"{victim.id} is still listed", within=30)

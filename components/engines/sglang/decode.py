@@ -29,6 +29,9 @@ class RoomReservation:
         self._held = held
         self._released: asyncio.Task[None] | None = None
 
+    async def watch(self) -> None:
+        await self.stream.ended()
+
     def release(self) -> None:
         if self._released is None:
             self._released = asyncio.create_task(self._held.aclose())

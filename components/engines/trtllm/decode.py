@@ -26,6 +26,9 @@ class _Admitted:
 
     target: bytes = b""
 
+    async def watch(self) -> None:
+        pass
+
     def release(self) -> None:
         pass
 
