@@ -90,6 +90,16 @@ async def test_another_picture_changes_the_answer(inside: Inside, reference: Ref
     assert len(set(map(tuple, answers))) > 1
 
 
+async def test_a_salt_changes_no_answer(inside: Inside, reference: Reference) -> None:
+    _, ids = turn(reference, CASES[2])
+    plain = await ask(inside, ids, CASES[2].pictures)
+    (decode,) = inside.instances("decode").values()
+    for salt in ("ann", "bob", "ann"):
+        tokens, _ = await inside.generate(decode, ids, CASES[2].pictures, greedy, model="tiny-vl", cache_salt=salt)
+        assert tokens == plain
+    await inside.idle()
+
+
 async def test_an_answer_can_be_continued_from_its_beginning(inside: Inside, reference: Reference) -> None:
     _, ids = turn(reference, CASES[3])
     whole = await ask(inside, ids, CASES[3].pictures)

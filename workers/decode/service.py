@@ -122,6 +122,7 @@ class DecodeService:
                     sampling=request.sampling,
                     reserve_subject=self._subject,
                     attempt=attempt.id,
+                    cache_salt=request.cache_salt,
                 )
                 answer = self._bus.call(
                     prefiller.subject, "prefill", asked, reply=Prefilled, context=context, stage="prefill"

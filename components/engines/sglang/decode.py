@@ -76,7 +76,7 @@ class SGLangDecodeEngine:
             stack.callback(self._budget.release, tokens)
             # From now on the engine asks the prefill engine for the KV; the answer begins when it is here.
             stream = await stack.enter_async_context(
-                self._host.open(request(token_ids, sampling, images, origin.host, origin.port, room))
+                self._host.open(request(token_ids, sampling, images, origin.cache_salt, origin.host, origin.port, room))
             )
             return RoomReservation(room, stream, stack.pop_all())
 

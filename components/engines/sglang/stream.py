@@ -80,7 +80,7 @@ class Stream:
 
     async def _run(self, request: dict[str, Any]) -> None:
         try:
-            async for chunk in await self._engine.async_generate(**request, rid=self._id, stream=True):
+            async for chunk in self._engine.submit(**request, rid=self._id, stream=True):
                 reason = chunk["meta_info"]["finish_reason"]
                 finish = None if reason is None else msgspec.convert(reason, Finish)
                 self._call(self._take, Output(chunk["output_ids"], finish))

@@ -90,6 +90,7 @@ class TrtllmDecodeEngine:
                 sampling_params(sampling, sampling.max_tokens),
                 streaming=True,
                 disaggregated_params=DisaggregatedParams(**known(DisaggregatedParams, fields)),
+                cache_salt=handover.cache_salt or None,
             )
         answer = _Answer(result, sharing)
         self._answers.add(answer)
