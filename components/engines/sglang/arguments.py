@@ -6,8 +6,12 @@ import inspect
 import logging
 import math
 import os
+import random
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.engines.transformers.checkpoint import Checkpoint
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from components.config import Topology
 
 log = logging.getLogger(__name__)
+
+_KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 # Plain torch kernels. Without sleep_on_idle an engine with nothing to do burns a core.
 _ON_CPU = {
@@ -53,7 +59,7 @@ class Arguments:
     @classmethod
     def for_prefill(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
         chosen = topology.prefill.engine_arguments
-        port = chosen.get("disaggregation_bootstrap_port", free_port())
+        port = chosen.get("disaggregation_bootstrap_port", port_for_later())
         if not isinstance(port, int):
             raise ValueError(f"prefill.engine_arguments.disaggregation_bootstrap_port: {port!r} is no port")
         engine = _common(checkpoint, topology, topology.prefill.kv_tokens) | {
@@ -118,9 +124,21 @@ def _common(checkpoint: Checkpoint, topology: Topology, kv_tokens: int) -> dict[
         "incremental_streaming_output": True,
         "log_level": "warning" if topology.log_level == "info" else topology.log_level,
         # The defaults are the same for each engine, and two of them share a machine.
-        "port": free_port(),
-        "nccl_port": free_port(),
+        "port": port_for_later(),
+        "nccl_port": port_for_later(),
     }
+
+
+def port_for_later() -> int:
+    """A free port below those that the kernel gives to connections: SGLang listens only once it has loaded, and one of
+    those may be taken by then."""
+    first = int(_KERNELS_PORTS.read_text(encoding="ascii").split()[0])
+    ports = range(max(1024, first // 2), first)
+    for port in random.sample(ports, len(ports)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    return free_port()
 
 
 def _host() -> str:
