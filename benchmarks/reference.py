@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -15,11 +15,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 @dataclass
 class Answer:
-    """Seconds to the first token and to the last; the tokens, stop token left out."""
+    """Seconds to the first token and to the last; the tokens, stop token left out.
+
+    ``margins``, where asked for, are how far each token's score is above the next best one's: where they are equal,
+    no implementation is wrong.
+    """
 
     first: float
     total: float
     token_ids: list[int]
+    margins: list[float] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -62,7 +67,13 @@ class Reference:
 
     @torch.inference_mode()
     def chat(
-        self, messages: list[dict[str, object]], pictures: list[bytes], tokens: int, *, stop: bool = False
+        self,
+        messages: list[dict[str, object]],
+        pictures: list[bytes],
+        tokens: int,
+        *,
+        stop: bool = False,
+        margins: bool = False,
     ) -> Answer:
         """As ``answer``, for a whole conversation; ``pictures`` in the order in which the messages show them."""
         began = time.perf_counter()
@@ -88,10 +99,13 @@ class Reference:
             do_sample=False,
             eos_token_id=self.model.generation_config.eos_token_id if stop else None,
             streamer=first,
+            return_dict_in_generate=True,
+            output_logits=margins,
         )
-        new = output[0, len(ids) :].tolist()
+        new = output.sequences[0, len(ids) :].tolist()
+        best = [logits[0].float().topk(2).values for logits in output.logits or ()]
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         if stop and new and new[-1] in ends:
             new.pop()
-        return Answer(first.at - began, time.perf_counter() - began, new)
+        return Answer(first.at - began, time.perf_counter() - began, new, [float(two[0] - two[1]) for two in best])

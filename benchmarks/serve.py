@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import plot_serve, serve_page
+from benchmarks.hops import hop_table
 from benchmarks.reference import Reference
 from benchmarks.stack import running_stack
 from components.config import Topology, load
@@ -144,29 +145,9 @@ def summary(
         "first token, over one process, ms": first(alone) - first(process),
         "tokens/s alone, ratio to one process": rate(alone) / rate(process),
         f"tokens/s with {at_once} at once, ratio to one process": total / rate(process),
-        "hops, alone": hop_table(alone),
-        "hops, together": hop_table(crowd),
+        "hops, alone": hop_table([timing.hops for timing in alone]),
+        "hops, together": hop_table([timing.hops for timing in crowd]),
     }
-
-
-def hop_table(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """Medians of each hop, in the order of the way: ``ms``, ``start`` in ms from the first hop's, ``bytes``."""
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for timing in timings:
-        began = min((hop["start"] for hop in timing.hops), default=0.0)
-        for hop in timing.hops:
-            rows.setdefault((hop["stage"], hop["name"]), []).append(hop | {"start": (hop["start"] - began) * 1e3})
-    return [
-        {
-            "stage": stage,
-            "name": name,
-            "ms": round(statistics.median(hop["milliseconds"] for hop in hops), 3),
-            "start": round(statistics.median(hop["start"] for hop in hops), 3),
-            "bytes": int(statistics.median(hop["bytes"] for hop in hops)),
-            "lane": hops[-1]["lane"],
-        }
-        for (stage, name), hops in rows.items()
-    ]
 
 
 def report(result: dict[str, Any]) -> str:

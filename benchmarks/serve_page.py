@@ -45,15 +45,16 @@ def section(result: dict[str, Any]) -> str:
             "",
             "Each hop's share, one request at a time; hops overlap, so the shares add up to more than the whole:",
             "",
-            *_hops(result["hops, alone"]),
+            *hops(result["hops, alone"]),
         ]
     )
 
 
-def _hops(hops: Sequence[dict[str, Any]]) -> list[str]:
-    whole = next(hop["ms"] for hop in hops if (hop["stage"], hop["name"]) == ("frontend", "total"))
+def hops(way: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what ``hop_table`` made."""
+    whole = next(hop["ms"] for hop in way if (hop["stage"], hop["name"]) == ("frontend", "total"))
     lines = ["| panel | step | ms | share | bytes | lane |", "| --- | --- | ---: | ---: | ---: | --- |"]
-    for hop in hops:
+    for hop in way:
         size = f"{hop['bytes']:,}" if hop["bytes"] else ""
         share = f"{hop['ms'] / whole:.1%}"
         lines.append(f"| {hop['stage']} | {hop['name']} | {hop['ms']:.2f} | {share} | {size} | {hop['lane']} |")

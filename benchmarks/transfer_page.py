@@ -90,17 +90,18 @@ def verdict(lines: Sequence[dict[str, Any]]) -> list[str]:
 
 def gpu_verdict(lines: Sequence[dict[str, Any]], copies: Sequence[dict[str, Any]]) -> list[str]:
     """The same for transfers between GPUs."""
-    lines = [line for line in lines if "cpu" not in (line["here"], line["there"]) and line["in_flight"] == 1]
+    lines = [line for line in lines if "cpu" not in (line["here"], line["there"])]
     parts = []
     for line in lines:
         name, share = _name(line), 1 / line["ratio"]
         if line["size"] >= 64 * MIB:
             parts.append(f"- {name}: {share:.0%} of raw NIXL's bandwidth (wanted: {GPU_SHARE:.0%}).")
-        elif line["size"] == 4 * MIB:
+        elif line["size"] == 4 * MIB and line["in_flight"] == 1:
             parts.append(f"- {name}: {line['added_us']:+,.0f} µs (wanted: at most {GPU_ADDED_US:+,.0f} µs).")
         for copy in copies:
-            if line["size"] == copy["size"] == 64 * MIB and line["buffers"] == 1 and copy["there"] == line["there"]:
-                share = copy["p50_us"] / line["ours_us"]
+            same = (line["here"], line["there"], line["size"]) == (copy["here"], copy["there"], copy["size"])
+            if same and line["size"] == 64 * MIB and line["buffers"] == 1:
+                share = copy["p50_us"] * line["in_flight"] / line["ours_us"]
                 parts.append(f"- {name}: {share:.0%} of a plain copy's bandwidth (wanted: {COPY_SHARE:.0%}).")
     return parts
 

@@ -41,8 +41,8 @@ def points(here: str, there: str, sizes: Sequence[int], *, quick: bool, most: in
     if not quick:
         cut = [size for size in sizes if size in (MIB, 64 * MIB)]
         found += [Point(here, there, kind, size, buffers=n) for kind in kinds for size in cut for n in (8, 64)]
-        small = [size for size in sizes if size in (64 * KIB, MIB, 4 * MIB)]
-        found += [Point(here, there, kind, size, in_flight=16) for kind in kinds for size in small]
+        many = (64 * KIB, MIB, 4 * MIB, 64 * MIB) if "cpu" not in (here, there) else (64 * KIB, MIB, 4 * MIB)
+        found += [Point(here, there, kind, size, in_flight=16) for kind in kinds for size in sizes if size in many]
     buffers, piece = KV_7B
     if buffers * piece <= most:
         found.append(Point(here, there, "write", buffers * piece, buffers=buffers, label="KV of a 7B model"))

@@ -212,6 +212,12 @@ def bench_serve(context: typer.Context) -> None:
     _bench("benchmarks.serve", context.args)
 
 
+@bench.command("sglang", context_settings=_PASS_ON)
+def bench_sglang(context: typer.Context) -> None:
+    """SGLang through the panels beside its own prefill/decode split, on GPUs."""
+    _bench("benchmarks.sglang_split", context.args)
+
+
 def _bench(module: str, arguments: list[str]) -> None:
     # Imported here: no other command should wait for what a benchmark needs.
     sys.exit(importlib.import_module(module).main(arguments))

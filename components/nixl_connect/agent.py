@@ -9,13 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from . import cuda
 from .device import Device
@@ -50,6 +47,38 @@ def load_nixl() -> tuple[ModuleType, ModuleType]:
     finally:
         logging.raiseExceptions = raise_exceptions
     raise BackendFailed("NIXL is not installed: install nixl-cu12 or nixl-cu13")
+
+
+class _Translated:
+    """NIXL's errors become this package's. No generator: that costs more than most of the calls it guards."""
+
+    __slots__ = ("_bindings", "_peer")
+
+    def __init__(self, bindings: ModuleType, peer: str) -> None:
+        self._bindings, self._peer = bindings, peer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
+        bindings, peer = self._bindings, self._peer
+        if isinstance(error, (bindings.nixlRemoteDisconnectError, bindings.nixlCancelledError)):
+            raise PeerLost(f"the connection to {peer} broke ({error})") from error
+        if isinstance(error, (bindings.nixlMismatchError, bindings.nixlInvalidParamError)):
+            raise BadRecord(f"NIXL refused what came from {peer} ({error})") from error
+        others = (
+            bindings.nixlBackendError,
+            bindings.nixlNotFoundError,
+            bindings.nixlNotAllowedError,
+            bindings.nixlNotSupportedError,
+            bindings.nixlNotPostedError,
+            bindings.nixlRepostActiveError,
+            bindings.nixlUnknownError,
+        )
+        if isinstance(error, others):
+            raise BackendFailed(f"{peer}: {type(error).__name__} {error}") from error
 
 
 class Agent:
@@ -90,25 +119,8 @@ class Agent:
         found.make_current(device)
         self._current = device
 
-    @contextmanager
-    def _translated(self, peer: str) -> Iterator[None]:
-        bindings = self._bindings
-        try:
-            yield
-        except (bindings.nixlRemoteDisconnectError, bindings.nixlCancelledError) as error:
-            raise PeerLost(f"the connection to {peer} broke ({error})") from error
-        except (bindings.nixlMismatchError, bindings.nixlInvalidParamError) as error:
-            raise BadRecord(f"NIXL refused what came from {peer} ({error})") from error
-        except (
-            bindings.nixlBackendError,
-            bindings.nixlNotFoundError,
-            bindings.nixlNotAllowedError,
-            bindings.nixlNotSupportedError,
-            bindings.nixlNotPostedError,
-            bindings.nixlRepostActiveError,
-            bindings.nixlUnknownError,
-        ) as error:
-            raise BackendFailed(f"{peer}: {type(error).__name__} {error}") from error
+    def _translated(self, peer: str) -> _Translated:
+        return _Translated(self._bindings, peer)
 
     # memory
 
@@ -174,9 +186,7 @@ class Agent:
     # transfers
 
     def _spans(self, spans: Sequence[Span], device: Device) -> Any:
-        if len(spans) == 1:
-            return self._nixl.get_xfer_descs(list(spans), device.kind.nixl_mem_type)
-        return self._nixl.get_xfer_descs(np.array(spans, dtype=np.uint64), device.kind.nixl_mem_type)
+        return self._nixl.get_xfer_descs(list(spans), device.kind.nixl_mem_type)
 
     def prepare(
         self,

@@ -405,7 +405,9 @@ class Connector:
                 hold.release()
                 operation.ended(OperationStatus.ERRORED, error, released=True)
             else:
-                operation.transfer = core.transfers.begin(metadata, peer, hold, until, operation, staged)
+                operation.transfer = core.transfers.begin(
+                    metadata, peer, hold, until, operation, operation.lane, staged
+                )
 
         if not owner.submit(begin):
             hold.release()

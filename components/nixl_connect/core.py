@@ -71,7 +71,7 @@ class Core:
         return self.transfers.poll() or happened
 
     def patience(self) -> tuple[float, float]:
-        if self.transfers.handles:
+        if self.transfers.moving:
             return 1 / 64, 200e-6
         if self.transfers.in_flight or self.leases.claims:
             return 1 / 8, 500e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from enum import IntEnum
 
@@ -21,6 +22,15 @@ class DeviceKind(IntEnum):
         return "DRAM" if self is DeviceKind.HOST else "VRAM"
 
 
+@functools.lru_cache(256)
+def _parsed(name: str) -> tuple[DeviceKind, int]:
+    match = _NAME.fullmatch(name.strip().lower())
+    if match is None:
+        raise ValueError(f"not a device: {name!r} (expected 'cpu' or 'cuda:N')")
+    on_host = name.strip().lower().startswith(("cpu", "host"))
+    return DeviceKind.HOST if on_host else DeviceKind.CUDA, int(match["index"] or 0)
+
+
 class Device:
     """A device: ``Device("cpu")``, ``Device("cuda:1")``, ``Device((DeviceKind.CUDA, 1))`` or ``Device(other)``.
 
@@ -35,12 +45,7 @@ class Device:
         if isinstance(spec, Device):
             self._kind, self._id = spec.kind, spec.id
         elif isinstance(spec, str):
-            match = _NAME.fullmatch(spec.strip().lower())
-            if match is None:
-                raise ValueError(f"not a device: {spec!r} (expected 'cpu' or 'cuda:N')")
-            on_host = spec.strip().lower().startswith(("cpu", "host"))
-            self._kind = DeviceKind.HOST if on_host else DeviceKind.CUDA
-            self._id = int(match["index"] or 0)
+            self._kind, self._id = _parsed(spec)
         else:
             kind, index = spec
             self._kind, self._id = DeviceKind(kind), int(index)

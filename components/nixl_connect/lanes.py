@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ SOFTWARE_GB_PER_S = 2.0
 """Below this a lane with a GPU at either end is a software path: those give 0.4 to 0.9, the slowest real one above
 5."""
 WATCHED_BYTES = 4 << 20
+WATCHED_IN_A_ROW = 3
+"""The first transfer of a pair, and of each region, opens connections and maps memory: it is slow on every lane."""
 _START_S = 60.0
 
 
@@ -84,13 +87,16 @@ class LaneWatch:
 
     def __init__(self) -> None:
         self._warned: set[tuple[OperationKind, str]] = set()
+        self._slow: Counter[tuple[OperationKind, str]] = Counter()
 
     def saw(self, kind: OperationKind, lane: str, devices: Iterable[Device], size: int, seconds: float) -> None:
-        rate = size / seconds / 1e9
-        if size < WATCHED_BYTES or (kind, lane) in self._warned or not is_software(map(str, devices), rate):
+        which, rate = (kind, lane), size / seconds / 1e9
+        if size < WATCHED_BYTES or which in self._warned:
             return
-        self._warned.add((kind, lane))
-        logger.warning("%s %s at %.2f GB/s is a software path. %s", kind.name, lane, rate, "; ".join(advice()))
+        self._slow[which] = self._slow[which] + 1 if is_software(map(str, devices), rate) else 0
+        if self._slow[which] == WATCHED_IN_A_ROW:
+            self._warned.add(which)
+            logger.warning("%s %s at %.2f GB/s is a software path. %s", kind.name, lane, rate, "; ".join(advice()))
 
 
 def allocate(device: Device, size: int) -> Descriptor:

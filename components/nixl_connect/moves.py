@@ -25,7 +25,10 @@ CHUNKS = 4
 
 
 class Move(Protocol):
-    """Bytes under way. Over when ``check`` says something else than ``MOVING`` or raises."""
+    """Bytes to be moved, then under way. Over when ``check`` says something else than ``MOVING`` or raises."""
+
+    def begin(self) -> None:
+        """Post. Raises what NIXL or CUDA refuses; then nothing is under way."""
 
     def check(self) -> Progress: ...
 
@@ -33,15 +36,18 @@ class Move(Protocol):
         """Begin nothing new; what is posted goes on."""
 
     def release(self) -> None:
-        """After the end, or when the process gives it up."""
+        """After the end, instead of the beginning, or when the process gives it up."""
 
 
 class Direct:
-    """One NIXL transfer, posted when made."""
+    """One NIXL transfer."""
 
     def __init__(self, agent: Agent, handle: Any, peer: str) -> None:
         self._agent, self._handle, self._peer = agent, handle, peer
-        self._progress = agent.post(handle, peer)
+        self._progress = Progress.MOVING
+
+    def begin(self) -> None:
+        self._progress = self._agent.post(self._handle, self._peer)
 
     def check(self) -> Progress:
         if self._progress is Progress.MOVING:
@@ -154,6 +160,8 @@ class Staged:
         self._copying: list[Chunk] = []
         self._stopped = False
         self._error: TransferError | None = None
+
+    def begin(self) -> None:
         self.check()
 
     def check(self) -> Progress:
@@ -267,7 +275,7 @@ class Mover:
         self._agent, self._copier = agent, copier
         self._bounces: dict[tuple[Device, Device], Bounce] = {}
 
-    def begin(
+    def prepare(
         self,
         kind: OperationKind,
         local: Sequence[Span],
@@ -277,7 +285,7 @@ class Mover:
         peer: str,
         same_host: bool,
     ) -> Move:
-        """Post. Raises what NIXL or CUDA refuses; then nothing is under way."""
+        """A move that has not begun. Raises what NIXL or CUDA refuses."""
         if not needs_staging(here, there, same_host):
             return Direct(self._agent, self._agent.prepare(kind, local, here, remote, there, peer), peer)
         bounce = self._bounce(here, there)

@@ -164,8 +164,8 @@ class OwnerThread:
 
     def _run_tasks(self) -> bool:
         ran = False
-        while self._run_one(0.0):
-            ran = True
+        while not self._tasks.empty():
+            ran = self._run_one(0.0)
         return ran
 
     def _run_one(self, wait: float) -> bool:

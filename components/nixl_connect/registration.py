@@ -153,8 +153,14 @@ class Hold:
     def register(self, registry: Registry) -> None:
         """Owner thread. Raises as ``Registry.hold``; then ``release`` is still due."""
         self._registry = registry
+        region: Region | None = None
         for buffer in self.buffers:
-            self.regions.append(registry.hold(buffer))
+            # Buffers of one operation mostly lie side by side.
+            if region is not None and region.covers(buffer.ptr, buffer.size, buffer.device):
+                region.holders += 1
+            else:
+                region = registry.hold(buffer)
+            self.regions.append(region)
 
     def release(self) -> None:
         """Give everything back. A second call does nothing. Owner thread, once registered."""

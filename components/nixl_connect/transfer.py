@@ -1,7 +1,8 @@
 """The active side: transfers this process makes, from the claim to the last byte. Owner thread only.
 
 A READ is posted together with its claim and counts when both the bytes and the grant are here: no round trip is
-added. A WRITE waits for the grant: bytes that land in memory which has gone back to its owner cannot be taken back.
+added. A WRITE waits for the grant, all prepared: bytes that land in memory which has gone back to its owner cannot be
+taken back.
 A transfer that was posted cannot be recalled (NIXL's release does not stop a NIC), so one that ends early stays in
 quarantine, with its buffers held, until NIXL says that it is terminal.
 """
@@ -71,12 +72,13 @@ class Transfer:
         hold: Hold,
         deadline: float,
         front: Front,
+        lane: str,
         staged: bool,
     ) -> None:
         self.number, self.record, self.peer, self.hold = number, record, peer, hold
         self.buffers = list(hold.buffers)
         self.same_host = record.host == host_id()
-        self.lane = lane_of(self.buffers, record)
+        self.lane, self.size = lane, record.size
         self.deadline, self.front, self.kind = deadline, front, record.operation_kind
         self.key = bytes.fromhex(record.notification_key)
         self.started = time.monotonic()
@@ -86,18 +88,14 @@ class Transfer:
         self.claimed = False
         self.reason = Reason.FAILED
         """What the peer is told if it ends without completing."""
-        self.posting = self.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
         self.unposted: set[int] = set(range(len(self.buffers)))
-        self.waiting: list[list[int]] = [] if staged else [list(range(len(self.buffers)))]
+        self.prepared: list[tuple[Move, int]] = []
+        """What may begin with the grant, and how many of the buffers each is"""
         self.moves: dict[Move, int] = {}
         """What is under way, and how many of the buffers each is"""
         self.landed = 0
         """Buffers whose bytes have all arrived"""
         self.timers: list[Timer] = []
-
-    @property
-    def size(self) -> int:
-        return sum(buffer.size for buffer in self.buffers)
 
 
 def lane_of(buffers: Iterable[Descriptor], record: RdmaMetadata) -> str:
@@ -131,14 +129,16 @@ class Transfers:
         """Moves that are not known to be over → whose they are"""
         self.in_flight = 0
         """Transfers whose operation has not ended."""
+        self.handles = 0
+        """Moves that are not released."""
 
     @property
     def quarantined(self) -> int:
         return len(self._transfers) - self.in_flight
 
     @property
-    def handles(self) -> int:
-        return len(self._moving)
+    def moving(self) -> bool:
+        return bool(self._moving)
 
     def __len__(self) -> int:
         return len(self._transfers)
@@ -155,17 +155,21 @@ class Transfers:
         hold: Hold,
         deadline: float,
         front: Front,
+        lane: str,
         staged: bool,
     ) -> Transfer:
-        """Claim, and post what may be posted. The transfer releases ``hold`` when nothing can touch the buffers."""
-        transfer = Transfer(next(self._numbers), record, peer, hold, deadline, front, staged)
+        """Claim, prepare while the claim is on its way, and post what may be posted. The transfer releases ``hold``
+        when nothing can touch the buffers."""
+        transfer = Transfer(next(self._numbers), record, peer, hold, deadline, front, lane, staged)
         self._transfers[transfer.key, transfer.number] = transfer
         self.in_flight += 1
         front.moved(OperationStatus.INITIALIZED)
         transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
         self._claim(transfer, again=False)
-        if not transfer.over and transfer.posting:
-            self._post_waiting(transfer)
+        if not staged:
+            self._prepare(transfer, list(range(len(transfer.buffers))))
+        if transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S:
+            self._post_prepared(transfer)
         return transfer
 
     def post(self, transfer: Transfer, indices: list[int]) -> None:
@@ -173,10 +177,9 @@ class Transfers:
         fresh = [index for index in indices if index in transfer.unposted]
         if transfer.over or not fresh:
             return
-        transfer.unposted.difference_update(fresh)
-        transfer.waiting.append(fresh)
+        self._prepare(transfer, fresh)
         if transfer.granted:
-            self._post_waiting(transfer)
+            self._post_prepared(transfer)
 
     def cancel(self, transfer: Transfer) -> None:
         if not transfer.over:
@@ -207,7 +210,7 @@ class Transfers:
         if not transfer.over and not transfer.granted:
             transfer.granted = True
             transfer.front.moved(OperationStatus.IN_PROGRESS)
-            self._post_waiting(transfer)
+            self._post_prepared(transfer)
             self._maybe_complete(transfer)
         return True
 
@@ -290,34 +293,39 @@ class Transfers:
             pause = RESEND_S if not again else 10 * RESEND_S
             transfer.timers.append(self._at(now + pause, lambda: self._claim(transfer, again=True)))
 
-    def _post_waiting(self, transfer: Transfer) -> None:
-        transfer.posting = True
-        waiting, transfer.waiting = transfer.waiting, []
-        for indices in waiting:
-            transfer.unposted.difference_update(indices)
-            for part in _parts(transfer, indices):
-                if transfer.over:
-                    return
-                self._post(transfer, part)
-
-    def _post(self, transfer: Transfer, part: Part) -> None:
+    def _prepare(self, transfer: Transfer, indices: list[int]) -> None:
+        transfer.unposted.difference_update(indices)
         identity = transfer.peer.identity
-        local: list[Span] = []
-        remote: list[Span] = []
-        for index in part.indices:
-            buffer, item = transfer.buffers[index], transfer.record.descriptors[index]
-            local.append((buffer.ptr, buffer.size, part.local_device.id))
-            remote.append((item.ptr, item.size, part.remote_device.id))
-        try:
-            move = self.mover.begin(
-                transfer.kind, local, part.local_device, remote, part.remote_device, identity, transfer.same_host
-            )
-        except TransferError as error:
-            self._broke(transfer, None, error)
-            return
-        transfer.moves[move] = len(part.indices)
-        self._moving[move] = transfer
-        self._look(move, transfer)
+        for part in _parts(transfer, indices):
+            if transfer.over:
+                return
+            local: list[Span] = []
+            remote: list[Span] = []
+            for index in part.indices:
+                buffer, item = transfer.buffers[index], transfer.record.descriptors[index]
+                local.append((buffer.ptr, buffer.size, part.local_device.id))
+                remote.append((item.ptr, item.size, part.remote_device.id))
+            try:
+                move = self.mover.prepare(
+                    transfer.kind, local, part.local_device, remote, part.remote_device, identity, transfer.same_host
+                )
+            except TransferError as error:
+                self._broke(transfer, None, error)
+                return
+            self.handles += 1
+            transfer.prepared.append((move, len(part.indices)))
+
+    def _post_prepared(self, transfer: Transfer) -> None:
+        while transfer.prepared:
+            move, buffers = transfer.prepared.pop(0)
+            transfer.moves[move] = buffers
+            self._moving[move] = transfer
+            try:
+                move.begin()
+            except TransferError as error:
+                self._broke(transfer, move, error)
+            else:
+                self._look(move, transfer)
 
     def _maybe_complete(self, transfer: Transfer) -> None:
         if transfer.over or not transfer.granted or transfer.landed < len(transfer.buffers):
@@ -340,7 +348,8 @@ class Transfers:
         for timer in transfer.timers:
             timer.cancel()
         transfer.timers.clear()
-        transfer.waiting.clear()
+        while transfer.prepared:
+            self._release(transfer.prepared.pop()[0], transfer)
         for move in transfer.moves:
             move.stop()
         seconds = time.monotonic() - transfer.started
@@ -353,7 +362,6 @@ class Transfers:
             if transfer.same_host and not transfer.staged:
                 devices = (transfer.buffers[0].device, Device(transfer.record.descriptors[0].device))
                 self._watch.saw(transfer.kind, transfer.lane, devices, transfer.size, seconds)
-            self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
             transfer.claimed = False
         elif isinstance(error, Cancelled | ConnectorClosed):
             transfer.reason = Reason.CANCELLED
@@ -364,6 +372,9 @@ class Transfers:
         transfer.front.ended(status, error, released=free)
         if free:
             transfer.front.released()
+        if error is None:
+            # While the event loop wakes up.
+            self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
 
     def _settle(self, transfer: Transfer) -> None:
         """After the end: leave quarantine if that is possible now."""
@@ -382,6 +393,7 @@ class Transfers:
     def _release(self, move: Move, transfer: Transfer) -> None:
         transfer.moves.pop(move, None)
         self._moving.pop(move, None)
+        self.handles -= 1
         try:
             move.release()
         except TransferError:
@@ -393,7 +405,10 @@ def _parts(transfer: Transfer, indices: list[int]) -> list[Part]:
     parts: dict[tuple[Device, str], Part] = {}
     for index in indices:
         here, there = transfer.buffers[index].device, transfer.record.descriptors[index].device
-        parts.setdefault((here, there), Part([], here, Device(there))).indices.append(index)
+        part = parts.get((here, there))
+        if part is None:
+            part = parts[here, there] = Part([], here, Device(there))
+        part.indices.append(index)
     return list(parts.values())
 
 

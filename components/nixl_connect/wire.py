@@ -16,8 +16,8 @@ between two transfers: no message here relies on any. Each is idempotent.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 _MAGIC = b"T\x01"
 _HEAD = struct.Struct(">2sB16sQ")
@@ -51,8 +51,7 @@ class Reason(IntEnum):
     DEADLINE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     kind: Kind
     key: bytes
     claim: int = 0

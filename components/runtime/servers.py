@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -17,6 +19,8 @@ from typing import Self
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
+_LOWEST_PORT = 10_000
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class ServerError(Exception):
@@ -185,6 +189,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def lasting_port() -> int:
+    """A port for something that binds it much later: not one that the kernel may give to a connection until then."""
+    first, last = (int(end) for end in _EPHEMERAL_PORTS.read_text().split())
+    outside: list[int] = [*range(_LOWEST_PORT, first), *range(last + 1, 65536)]
+    for port in random.sample(outside, len(outside)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    return free_port()
 
 
 def check_port(host: str, port: int, setting: str) -> None:

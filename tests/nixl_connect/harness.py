@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from components import nixl_connect as nc
-from components.nixl_connect import cuda
+from components.nixl_connect.agent import Agent
 from components.nixl_connect.wire import Kind, decode
 
 STEPS = ("load", "claim", "prepare", "post", "check", "grant", "done")
@@ -246,7 +246,7 @@ def _synchronize(device: str) -> None:
 def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, str], device: str | None) -> None:
     os.environ.update(environment)
     if "WITHOUT_CUDA_CONTEXT" in os.environ:
-        cuda.Driver.make_current = lambda self, device: None  # type: ignore[method-assign]
+        Agent.make_current = lambda self, device: None  # type: ignore[method-assign]
     lock = threading.Lock()
 
     def say(what: Any) -> None:
@@ -319,6 +319,12 @@ class Remote:
         while (answer := _receive(self._pipe)) is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._arrived, answer)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ended)
+
+    def _ended(self) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(RuntimeError("the other process ended before it was ready"))
 
     def _arrived(self, answer: Any) -> None:
         kind, *rest = answer

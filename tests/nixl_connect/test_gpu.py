@@ -10,6 +10,7 @@ import pytest
 
 from components import nixl_connect as nc
 from components.nixl_connect import Connector, Descriptor, cuda, parse_record
+from components.nixl_connect.agent import Agent
 
 from .harness import Remote, pattern, remote, until
 
@@ -73,7 +74,7 @@ async def test_the_fast_lane_is_taken_and_depends_on_the_cuda_context(
         fast = await rate(connector, other, there)
     assert fast > 20.0, fast
     assert "software path" not in caplog.text
-    monkeypatch.setattr(cuda.Driver, "make_current", lambda self, device: None)
+    monkeypatch.setattr(Agent, "make_current", lambda self, device: None)
     without = remote(device=there, env={"WITHOUT_CUDA_CONTEXT": "1"})
     async with Connector("here", device="cuda:0") as connector, without as other:
         slow = await rate(connector, other, there)

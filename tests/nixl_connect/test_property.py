@@ -250,7 +250,7 @@ class Lives(RuleBasedStateMachine):
         else:
             self.ask(side, "cancel", number=one.number)
             # Its word must be there with the grant, or the grant is used: that is a cancel after the post.
-            world.run(reader.halt_before("prepare"))
+            world.run(reader.halt_before("post"))
         self.ask(side, "go")
         if who == "exposer":
             world.run(reader.until_halted())

@@ -93,6 +93,21 @@ async def test_parts_posted_before_the_grant_all_land(
     assert await other.ask("written", number=1, seed=30)
 
 
+async def test_a_write_is_prepared_before_its_grant_and_posted_after(connector: Connector, other: Remote) -> None:
+    record = parse_record(await other.ask("accept", number=1, sizes=[4096]))
+    other.signal(signal.SIGSTOP)
+    cancelled = await connector.begin_write(Descriptor(pattern(4096, 1)), record)
+    await until(lambda: connector.counters().handles == 1)
+    assert cancelled.status is OperationStatus.INITIALIZED
+    cancelled.cancel()
+    await cancelled.wait_for_release()
+    assert connector.counters().handles == 0
+    other.signal(signal.SIGCONT)
+    with pytest.raises(nc.Cancelled):
+        await other.ask("wait", number=1)
+    assert await other.ask("touched", number=1) == [False]
+
+
 async def test_a_staged_write_moves_nothing_by_itself_and_is_not_complete_before_its_last_part(
     connector: Connector, other: Remote
 ) -> None:

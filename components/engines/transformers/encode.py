@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from components.engines.base import EngineError, PreparedImage
 from components.engines.transformers.checkpoint import Checkpoint
+from components.engines.transformers.pixels import Patches
 from components.nixl_connect import Slot
 
 
@@ -21,23 +22,20 @@ class TransformersEncodeEngine:
         self._device = checkpoint.device
         self._dtype = checkpoint.dtype
         self._merge = checkpoint.merge
-        # The PIL processor, not AutoProcessor: that one wants torchvision for videos.
-        self._processor = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
+        self._patches = Patches(checkpoint.folder, checkpoint.device)
         self._tower = checkpoint.vision_tower()
 
     def prepare(self, image: Image.Image) -> PreparedImage:
         try:
-            features = self._processor(images=[image], return_tensors="pt")
-        except ValueError as error:  # smart_resize refuses pictures more than 200 times as long as wide
+            pixels = self._patches.resized(image)
+        except ValueError as error:  # pictures more than 200 times as long as wide
             raise EngineError("image_undecodable", f"the model cannot take this picture: {error}") from error
-        t, h, w = features["image_grid_thw"][0].tolist()
-        return PreparedImage(features["pixel_values"], (t, h, w), t * h * w // self._merge**2)
+        grid = self._patches.grid(pixels)
+        return PreparedImage(pixels, grid, math.prod(grid) // self._merge**2)
 
     @torch.inference_mode()
     def encode(self, images: Sequence[PreparedImage], slots: Sequence[Slot]) -> None:
-        pixels = torch.cat([image.pixels for image in images]).to(self._device, self._dtype)
-        grids = torch.tensor([image.grid for image in images], device=self._device)
-        rows = self._tower(pixels, grid_thw=grids).pooler_output
+        rows = self._rows(images)
         for slot, part in zip(slots, rows.split([image.tokens for image in images]), strict=True):
             slot.tensor(self._dtype, part.shape).copy_(part)
         if self._device.type == "cuda":
@@ -46,5 +44,11 @@ class TransformersEncodeEngine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        image = self.prepare(Image.new("RGB", (224, 224)))
-        self._tower(image.pixels.to(self._device, self._dtype), grid_thw=torch.tensor([image.grid]).to(self._device))
+        self._rows([self.prepare(Image.new("RGB", (224, 224)))])
+
+    def _rows(self, images: Sequence[PreparedImage]) -> torch.Tensor:
+        """(tokens of all, width)."""
+        patches = torch.cat([self._patches.of(image.pixels) for image in images]).to(self._dtype)
+        grids = torch.tensor([image.grid for image in images], device=self._device)
+        rows: torch.Tensor = self._tower(patches, grid_thw=grids).pooler_output
+        return rows
