@@ -29,7 +29,7 @@ SGLANG_VENV ?= .venv-sglang
 SGLANG_PINS := constraints-sglang-cpu.txt
 SGLANG := $(SGLANG_VENV)/.installed-$(VERSION)-$(shell cksum < $(SGLANG_PINS) | cut -d' ' -f1)
 
-.PHONY: help install demo test test-sglang test-compose test-multinode lint evaluate clean
+.PHONY: help install environments demo test test-sglang test-compose test-multinode lint evaluate clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -37,16 +37,18 @@ help: ## list the commands
 install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
 	@echo "$(BIN)/triptych is ready"
 
+environments: $(DEVELOP) $(SGLANG) ## make those of `test` and `test-sglang`; with -j2 side by side
+
 demo: $(RUNTIME) ## start everything, ask about a picture, show the way the request took
 	@exec $(BIN)/triptych demo $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
 
-test: lint ## everything that CI runs
+test: lint ## lint, types and tests; CI runs this and test-sglang
 	@$(BIN)/pytest
 
 test-compose: $(DEVELOP) ## docker-compose.yml, built, asked, hurt and taken away; brings a Docker engine if none runs
 	@$(BIN)/python tests/compose/run.py $(if $(MODEL),--model $(MODEL))
 
-# With this checkout on the path, SGLANG_VENV can be a folder that outlives it: CI need not install 3 GB each time.
+# Only SGLANG_VENV's packages are used, and this checkout's code: the folder can serve many, as it does in CI.
 test-sglang: $(SGLANG) ## the SGLang engine on a CPU, in an environment of its own (3 GB)
 	@PYTHONPATH=$(CURDIR)/tests/engines_sglang/stubs:$(CURDIR) OMP_NUM_THREADS=1 \
 	  $(SGLANG_VENV)/bin/python -m pytest --durations=10 tests/engines_sglang
@@ -78,9 +80,10 @@ $(RUNTIME):
 
 $(SGLANG):
 	@echo "installing SGLang for CPUs into $(SGLANG_VENV) (minutes)"
-	@$(PYTHON) -m venv --clear $(SGLANG_VENV)
-	@$(SGLANG_VENV)/bin/python -m pip install --no-deps -r $(SGLANG_PINS) -e .
-	@touch $@
+	@rm -f $(SGLANG_VENV)/.installed-*
+	@{ $(PYTHON) -m venv --clear $(SGLANG_VENV) && \
+	  $(SGLANG_VENV)/bin/python -m pip install --no-deps -r $(SGLANG_PINS) && touch $@; } || \
+	  { echo "no environment for SGLang: it needs 3 GB in $(SGLANG_VENV), and the packages of $(SGLANG_PINS)"; exit 1; }
 
 $(DEVELOP): $(RUNTIME)
 	@echo "installing the tools for tests into $(VENV)"

@@ -69,7 +69,8 @@ class Requests:
             images = stub([task.grid], 0)
         elif task.grid:
             images = image_data(self._embedding(task.grid), [task.grid], 0)
-        asked = request(self.expanded(task), sampling, images, "127.0.0.1", task.port, task.room)
+        asked = request(self.expanded(task), sampling, images, "", "127.0.0.1", task.port, task.room)
+        del asked["extra_key"]  # none; ``async_generate`` knows no such argument
         if self._role == "whole":
             asked = {name: value for name, value in asked.items() if not name.startswith("bootstrap_")}
         return asked

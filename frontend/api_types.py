@@ -67,6 +67,12 @@ class ChatCompletionRequest(msgspec.Struct, kw_only=True):
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=4)] | None = None
     n: int | None = None
     ignore_eos: Annotated[bool, Meta(description="Go on until max_tokens; for benchmarks.")] | None = None
+    cache_salt: (
+        Annotated[
+            str, Meta(min_length=1, max_length=256, description="Share caches only with requests of the same salt.")
+        ]
+        | None
+    ) = None
     trace: (
         Annotated[bool, Meta(description="Report the way the request took; also by `x-triptych-trace: 1`.")] | None
     ) = None

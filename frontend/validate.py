@@ -114,6 +114,7 @@ def chat_request(request: ChatCompletionRequest, images: list[ImageSource]) -> C
         seed=request.seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         ignore_eos=bool(request.ignore_eos),
+        cache_salt=request.cache_salt or "",
     )
 
 

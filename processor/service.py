@@ -53,6 +53,7 @@ class ProcessorService:
             token_ids=prompt.token_ids,
             images=prompt.images,
             sampling=sampling(request, self._files.stop_token_ids, room),
+            cache_salt=request.cache_salt,
         )
         answer = Answer(self._files.tokenizer, request.stop, len(prompt.token_ids))
         busy = 0.0

@@ -74,7 +74,7 @@ class EncodeEngine(Protocol):
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of a picture before its embedding is here; ``content_hash`` is its content's name."""
+    """What is known of a picture before its embedding is here; ``content_hash`` names content and salt."""
 
     grid: Grid
     tokens: int
@@ -90,11 +90,15 @@ class ImageRows(ImageInfo):
 
 @dataclass(frozen=True)
 class Prompt:
-    """``token_ids`` with the image placeholders expanded: one id a row of ``images``, in order."""
+    """``token_ids`` with the image placeholders expanded: one id a row of ``images``, in order.
+
+    An engine that keeps prefixes may use them for prompts of the same ``cache_salt`` only.
+    """
 
     token_ids: tuple[int, ...]
     images: tuple[ImageRows, ...]
     sampling: Sampling
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class PrefillEngine(Protocol):
         """Repeat the i-th image placeholder ``tokens[i]`` times; raises EngineError when the counts do not match."""
         ...
 
-    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         """What ``DecodeEngine.reserve`` must be told of this engine and a prompt; ``token_ids`` are not expanded."""
         ...
 
@@ -150,6 +154,13 @@ class Reservation(Protocol):
     """KV memory of one request on the decode worker; ``target`` is what the prefill engine must be told."""
 
     target: bytes
+
+    async def watch(self) -> None:
+        """Raises EngineError as soon as the engine gives up on the request; returns when, or if, it cannot any more.
+
+        Before ``generate`` nobody else would hear of it: prefill goes on until its transfer runs out of time.
+        """
+        ...
 
     def release(self) -> None:
         """Give the memory back, as soon as nobody can write into it any more. Idempotent; returns at once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from components.protocol.common import Hop, ImageSource, Message, Usage
+from components.protocol.common import CacheSalt, Hop, ImageSource, Message, Usage
 
 FinishReason = Literal["stop", "length"]
 
@@ -38,6 +38,7 @@ class ChatRequest(Message):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    cache_salt: CacheSalt = ""
 
 
 class TextDelta(Message, tag="text"):

@@ -11,6 +11,9 @@ VERSION = 1
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
+CacheSalt = Annotated[str, msgspec.Meta(max_length=256)]
+"""What is cached of a request, prefixes of its prompt and its pictures, serves requests of the same salt only."""
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of everything on the wire: immutable, keyword-only, unknown fields refused."""

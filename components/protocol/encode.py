@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from components.protocol.common import Count, Hop, ImageSource, Message
+from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message
 
 
 class EncodeRequest(Message):
     model: str
     image: ImageSource
+    cache_salt: CacheSalt = ""
 
 
 class Embedding(Message):
@@ -15,7 +16,8 @@ class Embedding(Message):
 
     ``record`` is the ``RdmaMetadata`` of a readable as JSON; the buffer is ``shape`` = (tokens, width) of ``dtype``
     (a numpy name such as ``float32`` or ``bfloat16``), C order. ``grid`` is (t, h, w) in patches before merging.
-    ``revision`` names the weights and the preprocessing: a reader with another one must refuse.
+    ``revision`` names the weights and the preprocessing: a reader with another one must refuse. ``content_hash`` is of
+    the picture's bytes and the request's salt.
     """
 
     record: bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from components.protocol.chat import FinishReason
-from components.protocol.common import Count, Hop, ImageSource, Message, Sampling, Usage
+from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling, Usage
 
 
 class GenerateRequest(Message):
@@ -13,6 +13,7 @@ class GenerateRequest(Message):
     token_ids: tuple[Count, ...]
     images: tuple[ImageSource, ...]
     sampling: Sampling
+    cache_salt: CacheSalt = ""
 
 
 class Started(Message, tag="started"):

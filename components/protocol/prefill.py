@@ -6,7 +6,7 @@ when it does: decode answers with a *writable* record and prefill writes the KV 
 
 from __future__ import annotations
 
-from components.protocol.common import Count, Hop, ImageSource, Message, Sampling
+from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling
 
 
 class PrefillRequest(Message):
@@ -18,6 +18,7 @@ class PrefillRequest(Message):
     sampling: Sampling
     reserve_subject: str
     attempt: str
+    cache_salt: CacheSalt = ""
 
 
 class ReserveRequest(Message):

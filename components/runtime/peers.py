@@ -140,6 +140,8 @@ class Peers:
         if error.stage not in ("", self.role):
             return False
         if error.code in _GONE:
+            if not error.stage:  # not the other side is gone, this one is
+                return False
             self.drop(instance.id)
         return error.retryable and len(tried) < _TRIES and any(each.id not in tried for each in self.instances)
 

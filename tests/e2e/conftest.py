@@ -98,7 +98,14 @@ class Inside:
         await until(look, lambda: last, within=15)
 
     async def generate(
-        self, decode: Instance, token_ids: list[int], pictures: list[bytes], sampling: Sampling, *, model: str
+        self,
+        decode: Instance,
+        token_ids: list[int],
+        pictures: list[bytes],
+        sampling: Sampling,
+        *,
+        model: str,
+        cache_salt: str = "",
     ) -> tuple[list[int], GenerateDone]:
         """Ask a decode instance as a processor does, with pictures exposed as a frontend does."""
         images, exposed = [], []
@@ -109,7 +116,9 @@ class Inside:
             slot.release()
             exposed.append(readable)
             images.append(BufferImage(record=readable.metadata().model_dump_json().encode(), size=len(data)))
-        request = GenerateRequest(model=model, token_ids=tuple(token_ids), images=tuple(images), sampling=sampling)
+        request = GenerateRequest(
+            model=model, token_ids=tuple(token_ids), images=tuple(images), sampling=sampling, cache_salt=cache_salt
+        )
         tokens: list[int] = []
         done: GenerateDone | None = None
         async with self.bus.stream(

@@ -105,6 +105,23 @@ async def test_a_picture_by_url(stack: Stack, inside: Inside) -> None:
     await inside.idle()
 
 
+async def test_a_picture_is_encoded_once_for_each_salt(http: httpx.AsyncClient, inside: Inside) -> None:
+    async def ask(**salt: str) -> tuple[str, str]:
+        """What encode did, and the answer."""
+        body = {"model": "tiny-vl", "messages": turn("What is it?", picture(77)), "temperature": 0, "max_tokens": 16}
+        response = await http.post("/v1/chat/completions", json={**body, **salt, "trace": True})
+        assert response.status_code == 200, response.text
+        hops = [hop["name"] for hop in response.json()["triptych"]["hops"] if hop["stage"] == "encode"]
+        return hops[-1], response.json()["choices"][0]["message"]["content"]
+
+    salts: list[dict[str, str]] = [{}, {"cache_salt": "ann"}, {"cache_salt": "bob"}]
+    for expected in ("encode", "cached embedding"):
+        done, answers = zip(*[await ask(**salt) for salt in salts], strict=True)
+        assert done == (expected,) * 3
+        assert len(set(answers)) == 1
+    await inside.idle()
+
+
 def test_a_seed_repeats(client: openai.OpenAI) -> None:
     def drawn(seed: int) -> str:
         # Past the end of its one answer the model is sure of nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.server_args import ServerArgs
 
 from components.config import load
 from components.engines.sglang.arguments import Arguments
+from components.engines.sglang.request import probe
 from components.engines.transformers.checkpoint import Checkpoint
 from tests.engines_sglang.releases import RELEASES, names
 from tests.model import MODEL
@@ -55,6 +59,15 @@ def test_the_installed_release_takes_our_arguments(config: Path, device: str) ->
             if late:
                 settings.resolve_once()
             settings.check_server_args()
+
+
+def test_the_installed_release_takes_our_requests() -> None:
+    """As the tokenizer manager looks at them; ``extra_key`` is what parts its prefix cache."""
+    asked = probe(5, 2, 8, torch.float32) | {"extra_key": "salt"}
+    taken = GenerateReqInput(**asked, rid="a" * 32, stream=True)
+    taken.normalize_batch_and_arguments()
+    assert taken.is_single and taken.extra_key == "salt"
+    assert RadixKey(array("q", [1]), "salt").child_key(1) != RadixKey(array("q", [1]), "pepper").child_key(1)
 
 
 def test_the_installed_release_has_the_names_that_we_wrote_down() -> None:

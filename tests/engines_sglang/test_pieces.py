@@ -7,7 +7,7 @@ import inspect
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from components.config.topology import REPOSITORY
 from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
-from components.engines.sglang.decode import SGLangDecodeEngine
+from components.engines.sglang.decode import RoomReservation, SGLangDecodeEngine
 from components.engines.sglang.encode import encoder_module
 from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.sglang.request import (
@@ -35,7 +35,7 @@ from components.engines.sglang.request import (
     write_room,
 )
 from components.engines.sglang.scheduler import _hub_name
-from components.engines.sglang.stream import Stream
+from components.engines.sglang.stream import Output, Stream
 from components.engines.transformers.checkpoint import Checkpoint
 from components.nixl_connect import InvalidBuffer, Slot
 from components.protocol import Embedding, Sampling
@@ -52,6 +52,44 @@ def test_the_content_number_tells_pictures_orders_and_models_apart() -> None:
     assert all(0 <= number < 2**64 for number in numbers)
 
 
+class Host:
+    """Keeps what an engine would have been asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    @asynccontextmanager
+    async def open(self, request: dict[str, Any]) -> AsyncIterator[Host]:
+        self.asked.append(request)
+        yield self
+
+    async def outputs(self) -> AsyncIterator[Output]:
+        yield Output([1], None)
+
+
+async def test_a_salt_parts_the_prefix_caches_of_both_halves() -> None:
+    """With pictures or without; what prefill is asked and what decode is asked agree."""
+    checkpoint = Checkpoint.open(str(MODEL), device="cpu")
+    topology = load(None, ["engine=sglang"])
+    prefill = SGLangPrefillEngine(checkpoint, Arguments.for_prefill(checkpoint, topology), kv_tokens=1024)
+    decode = SGLangDecodeEngine(checkpoint, Arguments.for_decode(checkpoint, topology), kv_tokens=1024, max_batch=6)
+    host = cast(Any, prefill)._host = cast(Any, decode)._host = Host()
+    target: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    target.set_result(write_room(7))
+    sampling = Sampling(max_tokens=4)
+    picture = image(Rows(4, prefill.format.width))
+    for images, ids in (((), (1, 2)), ((picture,), (1, prefill.image_token_id, 2))):
+        for salt in ("", "ann", "bob"):
+            host.asked.clear()
+            expanded = prefill.expand(ids, [each.tokens for each in images])
+            await prefill.prefill(Prompt(expanded, images, sampling, salt), target)
+            await decode.reserve(len(expanded), sampling, prefill.source(ids, images, salt))
+            assert [asked["extra_key"] for asked in host.asked] == [salt or None] * 2
+            assert host.asked[0]["input_ids"] == host.asked[1]["input_ids"]
+            hashes = [[item["hash"] for item in asked["image_data"] or []] for asked in host.asked]
+            assert hashes[0] == hashes[1]
+
+
 def test_rooms_are_never_zero_and_travel_as_eight_bytes() -> None:
     room = new_room()
     assert read_room(write_room(room)) == room >= 1
@@ -62,7 +100,7 @@ def test_rooms_are_never_zero_and_travel_as_eight_bytes() -> None:
 
 
 def test_a_source_that_is_none_is_refused() -> None:
-    source = Source("127.0.0.1", 8998, [1, 2], [(1, 4, 4)], 7)
+    source = Source("127.0.0.1", 8998, [1, 2], [(1, 4, 4)], 7, "salt")
     assert read_source(msgspec.msgpack.encode(source)) == source
     for data in (b"", b"\xc1", b"{}", msgspec.msgpack.encode({"host": "x", "port": 0})):
         with pytest.raises(EngineError) as refused:
@@ -204,7 +242,7 @@ async def test_rows_that_do_not_fit_the_prompt_never_reach_the_engine(
     assert engine.held() == {"engine requests": 0}
     if code == "transfer_failed":  # known before a byte has moved
         with pytest.raises(EngineError):
-            engine.source([1, engine.image_token_id], [rows])
+            engine.source([1, engine.image_token_id], [rows], "")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +286,7 @@ async def test_a_prompt_that_prefill_and_decode_count_differently_is_refused() -
     arguments = Arguments.for_decode(checkpoint, topology)
     engine = SGLangDecodeEngine(checkpoint, arguments, kv_tokens=1024, max_batch=2)
     placeholder = int(checkpoint.config.image_token_id)
-    source = msgspec.msgpack.encode(Source("127.0.0.1", 8998, [1, placeholder], [(1, 4, 4)], 7))
+    source = msgspec.msgpack.encode(Source("127.0.0.1", 8998, [1, placeholder], [(1, 4, 4)], 7, ""))
     with pytest.raises(EngineError) as refused:
         await engine.reserve(6, Sampling(max_tokens=4), source)  # it is five: one, and four rows
     assert refused.value.code == "transfer_failed"
@@ -322,26 +360,22 @@ class Engine:
         self._chunks = chunks
         self._refuse = refuse
 
-    async def async_generate(self, *, rid: str, stream: bool, **request: Any) -> AsyncIterator[dict[str, Any]]:
+    async def submit(self, *, rid: str, stream: bool, **request: Any) -> AsyncIterator[dict[str, Any]]:
         assert stream
-
-        async def chunks() -> AsyncIterator[dict[str, Any]]:
-            if self._refuse:
-                raise ValueError("too long")
-            log = self.tokenizer_manager.log
-            log.append(("start", rid))
-            try:
-                for n in range(self._chunks):
-                    yield {"output_ids": [n], "meta_info": {"finish_reason": None}}
-                await self.tokenizer_manager.aborted.wait()
-                reason = {"type": "abort", "message": "Aborted", "status_code": None}
-                yield {"output_ids": [], "meta_info": {"finish_reason": reason}}
-                log.append(("end", rid))
-            except asyncio.CancelledError:
-                log.append(("cancelled", rid))
-                raise
-
-        return chunks()
+        if self._refuse:
+            raise ValueError("too long")
+        log = self.tokenizer_manager.log
+        log.append(("start", rid))
+        try:
+            for n in range(self._chunks):
+                yield {"output_ids": [n], "meta_info": {"finish_reason": None}}
+            await self.tokenizer_manager.aborted.wait()
+            reason = {"type": "abort", "message": "Aborted", "status_code": None}
+            yield {"output_ids": [], "meta_info": {"finish_reason": reason}}
+            log.append(("end", rid))
+        except asyncio.CancelledError:
+            log.append(("cancelled", rid))
+            raise
 
 
 @pytest.fixture
@@ -374,7 +408,11 @@ async def test_an_abort_by_the_engine_is_an_error_that_may_be_tried_again(
 ) -> None:
     engine = Engine(chunks=0)
     stream = Stream(engine, engine_loop, {})
+    reserved = RoomReservation(7, stream, AsyncExitStack())
+    watching = asyncio.create_task(reserved.watch())
     engine_loop.call_soon_threadsafe(engine.tokenizer_manager.aborted.set)
+    with pytest.raises(EngineError, match="SGLang ended it"):
+        await watching  # also before anybody reads
     with pytest.raises(EngineError) as ended:
         await anext(stream.outputs())
     assert ended.value.code == "transfer_failed" and ended.value.retryable
@@ -391,10 +429,14 @@ async def test_what_the_engine_refuses_is_an_error_of_ours(engine_loop: asyncio.
 async def test_a_dead_engine_ends_the_stream_at_once(engine_loop: asyncio.AbstractEventLoop) -> None:
     stream = Stream(Engine(chunks=0), engine_loop, {})
     reading = asyncio.ensure_future(anext(stream.outputs()))
+    watching = asyncio.create_task(stream.ended())
+    gone = asyncio.create_task(stream.ended())
     await asyncio.sleep(0)
+    gone.cancel()  # one who stops watching takes nothing from the others
     stream.fail(EngineError("unavailable", "died", retryable=True))
-    with pytest.raises(EngineError) as ended:
-        await reading
-    assert ended.value.code == "unavailable"
+    for waiting in (reading, watching):
+        with pytest.raises(EngineError) as ended:
+            await waiting
+        assert ended.value.code == "unavailable"
     with suppress(EngineError):
         await stream.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -16,6 +14,7 @@ import pytest_asyncio
 from benchmarks.reference import Reference
 from benchmarks.stack import Stack, running_stack
 from components.messaging import CallError, Context
+from components.messaging import Stream as Answers
 from components.protocol import GenerateItem, GenerateRequest, Instance, Role, Sampling
 from tests.e2e.conftest import Inside, join
 from tests.e2e.test_tokens import SQUARE, TALL, TOKENS, WIDE, Case, greedy, picture, turn
@@ -24,6 +23,7 @@ from tests.waiting import until
 
 KV_TOKENS = 1024
 CONTEXT = 704
+LEASE_SECONDS = 20
 # Small enough that the longer prompts below are prefilled, and their KV sent, in several chunks.
 SETTINGS = [
     "engine=sglang",
@@ -32,7 +32,7 @@ SETTINGS = [
     f"model.max_context={CONTEXT}",
     f"decode.kv_tokens={KV_TOKENS}",
     "prefill.max_batch_tokens=128",
-    "transfer.lease_seconds=20",
+    f"transfer.lease_seconds={LEASE_SECONDS}",
 ]
 CASES = [
     Case(1, 1),
@@ -85,6 +85,16 @@ async def test_another_picture_changes_the_answer(inside: Inside, reference: Ref
     answers = [await ask(inside, ids, [each]) for each in pictures]
     assert answers == [reference.chat(messages, [each], TOKENS).token_ids for each in pictures]
     assert len(set(map(tuple, answers))) > 1
+
+
+async def test_a_salt_changes_no_answer(inside: Inside, reference: Reference) -> None:
+    _, ids = turn(reference, CASES[2])
+    plain = await ask(inside, ids, CASES[2].pictures)
+    (decode,) = inside.instances("decode").values()
+    for salt in ("ann", "bob", "ann"):
+        tokens, _ = await inside.generate(decode, ids, CASES[2].pictures, greedy, model="tiny-vl", cache_salt=salt)
+        assert tokens == plain
+    await inside.idle()
 
 
 async def test_an_answer_can_be_continued_from_its_beginning(inside: Inside, reference: Reference) -> None:
@@ -145,30 +155,51 @@ def children(instance: Instance, title: str) -> list[psutil.Process]:
     return [child for child in found if title in " ".join(child.cmdline())]
 
 
-@pytest.mark.parametrize("role", ["decode", "prefill"])
-async def test_a_worker_whose_engine_dies_leaves_and_comes_back(
-    inside: Inside, reference: Reference, role: Role
-) -> None:
+async def until_engine_requests(inside: Inside, instance: Instance, count: int) -> None:
+    held: dict[str, int] = {}
+
+    async def look() -> bool:
+        held.update(await inside.held())
+        return held.get(f"{instance.id} engine requests") == count
+
+    await until(look, lambda: held)
+
+
+async def test_workers_whose_engines_die_leave_and_come_back(inside: Inside, reference: Reference) -> None:
+    """Decode's dies while one request is decoded and another waits for its KV, which prefill's, that stands still and
+    dies next, will not send. Both in one test, because an engine takes half a minute to start."""
     messages, ids = turn(reference, CASES[2])
     expected = reference.chat(messages, CASES[2].pictures, TOKENS).token_ids
-    (victim,) = inside.instances(role).values()
-    (scheduler,) = children(victim, "sglang::scheduler")
-    if role == "decode":
-        _, text = turn(reference, CASES[0])
-        sampling = Sampling(max_tokens=CONTEXT - 100, ignore_eos=True)
+    _, text = turn(reference, CASES[0])
+    roles: tuple[Role, ...] = ("decode", "prefill")
+    decode, prefill = victims = [each for role in roles for each in inside.instances(role).values()]
+    decoder, prefiller = (one for each in victims for one in children(each, "sglang::scheduler"))
+
+    def asked(max_tokens: int) -> Answers[GenerateItem]:
+        sampling = Sampling(max_tokens=max_tokens, ignore_eos=True)
         request = GenerateRequest(model="tiny-vl", token_ids=tuple(text), images=(), sampling=sampling)
-        async with inside.bus.stream(
-            victim.subject, "generate", request, reply=GenerateItem, context=Context.new(60)
-        ) as items:
-            await anext(items)  # it is in the middle of its answer
-            os.kill(scheduler.pid, signal.SIGKILL)
-            with pytest.raises(CallError) as ended:
-                async for _ in items:
-                    pass
-        assert ended.value.code in ("unavailable", "peer_lost")
-    else:
-        os.kill(scheduler.pid, signal.SIGKILL)
-    await until(lambda: victim.id not in inside.instances(role), lambda: f"{victim.id} is still listed", within=30)
-    await until(lambda: bool(inside.instances(role)), lambda: f"no {role} worker came back", within=240)
+        return inside.bus.stream(decode.subject, "generate", request, reply=GenerateItem, context=Context.new(60))
+
+    async with asked(KV_TOKENS // 2) as decoding, asked(10) as waiting:
+        await anext(decoding)  # it is in the middle of its answer
+        prefiller.suspend()
+        first = asyncio.ensure_future(anext(waiting))
+        await until_engine_requests(inside, decode, 2)
+        decoder.kill()
+        # Sooner than prefill gives up on a transfer.
+        with pytest.raises(CallError) as undecoded:
+            await asyncio.wait_for(first, LEASE_SECONDS / 2)
+        with pytest.raises(CallError) as undone:
+            async for _ in decoding:
+                pass
+    assert {undecoded.value.code, undone.value.code} <= {"unavailable", "peer_lost"}
+    assert undecoded.value.retryable
+    prefiller.kill()
+
+    def gone() -> bool:
+        return all(each.id not in inside.instances(each.role) for each in victims)
+
+    await until(gone, lambda: f"one of {decode.id}, {prefill.id} is still listed", within=30)
+    await until(lambda: all(map(inside.instances, roles)), lambda: "not both came back", within=240)
     assert await ask(inside, ids, CASES[2].pictures) == expected
     await inside.idle()

@@ -137,6 +137,15 @@ async def test_another_picture_is_another_answer(engines: Engines) -> None:
     assert await engines.answer("What?", [picture(1)]) != await engines.answer("What?", [picture(2)])
 
 
+@pytest.mark.parametrize("salt", ["", "ann"])
+async def test_a_salt_reaches_both_engines(engines: Engines, salt: str) -> None:
+    contract_model.salts.clear()
+    ids = engines.prefill.expand(engines.ids("What?", 0), [])
+    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), _target())
+    assert await engines.rest(first) == engines.expected("What?", [])
+    assert contract_model.salts == [salt or None] * 2
+
+
 async def test_many_at_once(engines: Engines) -> None:
     asked = [(f"Question {number}", [picture(number)] * (number % 3)) for number in range(8)]
     answers = await asyncio.gather(*(engines.answer(text, pictures) for text, pictures in asked))

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from components.protocol import ChatRequest
 from frontend.api_types import SWITCHED_OFF
 from frontend.errors import ApiError
 from frontend.validate import chat_request, image_references, parse
@@ -76,6 +78,9 @@ def with_image(url: Any) -> dict[str, Any]:
         (body("Hi", stream="yes"), "stream"),
         (body("Hi", stream_options={"include_usage": True}), "stream_options"),
         (body("Hi", stream=True, stream_options={"include_usage": 1}), "stream_options.include_usage"),
+        (body("Hi", cache_salt=""), "cache_salt"),
+        (body("Hi", cache_salt=7), "cache_salt"),
+        (body("Hi", cache_salt="x" * 257), "cache_salt"),
         (body("Hi", n=2), "n"),
         (body("Hi", n=0), "n"),
         (body("Hi", tools=[{"type": "function"}]), "tools"),
@@ -177,6 +182,13 @@ async def test_harmless_fields_are_accepted(stack: Stack) -> None:
             assert response.status_code == 200, response.text
     extra = {"user": "ann", "metadata": {"a": 1}, "store": False, "service_tier": "auto", "frequency_penalty": 0.0}
     assert (await stack.http.post("/v1/chat/completions", json=body("Hi", **extra))).status_code == 200
+
+
+async def test_a_salt_goes_on_to_the_processor() -> None:
+    for salt, expected in ((None, ""), ("x" * 256, "x" * 256), ("é\0", "é\0")):
+        request = chat_request(parse(json.dumps(body("Hi", cache_salt=salt)).encode(), 4), [])
+        assert request.cache_salt == expected
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=ChatRequest) == request
 
 
 async def test_unknown_model(stack: Stack) -> None:
@@ -342,7 +354,7 @@ _messages = st.lists(
     max_size=4,
 )
 _fields = [*SWITCHED_OFF, "stream", "stream_options", "temperature", "top_p", "seed", "max_tokens"]
-_fields += ["max_completion_tokens", "stop", "ignore_eos", "trace", "user"]
+_fields += ["max_completion_tokens", "stop", "ignore_eos", "cache_salt", "trace", "user"]
 _bodies = st.builds(
     lambda base, more: base | more,
     st.fixed_dictionaries({"model": st.one_of(st.just(MODEL), _json), "messages": st.one_of(_messages, _json)}),

@@ -173,5 +173,13 @@ def test_any_bytes(data: bytes) -> None:
     assert refused(data).code == "image_undecodable"
 
 
+def test_a_salt_gives_a_picture_another_name() -> None:
+    names = [content_hash(data, salt) for data in (b"a", b"b") for salt in ("", "ann", "bob")]
+    assert len(set(names)) == len(names)
+    assert all(len(bytes.fromhex(name)) == 32 for name in names)
+    assert content_hash(b"a", "ann") == content_hash(b"a", "ann")
+    assert content_hash(b"a", "") == content_hash(b"a")
+
+
 def test_content_hash_is_sha256() -> None:
     assert content_hash(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

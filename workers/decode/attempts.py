@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,6 +14,8 @@ from components.cleanup import to_the_end
 from components.engines.base import DecodeEngine, Reservation
 from components.messaging import CallError
 from components.protocol import ErrorCode, Sampling
+
+T = TypeVar("T")
 
 
 class Attempt:
@@ -25,12 +28,31 @@ class Attempt:
         self.id = secrets.token_hex(12)
         self.sampling = sampling
         self.reserving: asyncio.Task[Reservation] | None = None
+        self.reserved = asyncio.Event()
 
     @property
     def reservation(self) -> Reservation:
-        """The memory prefill was given. Only after a prefill that succeeded: it has written there."""
+        """The memory prefill was given; there is one once ``reserved`` is set."""
         assert self.reserving is not None
         return self.reserving.result()
+
+    async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` returns. Cancels it and raises EngineError when the engine gives up on the reservation first:
+        prefill, which writes into it, would notice much later."""
+        working, watching = asyncio.create_task(work), asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                watching.result()
+            return await working
+        finally:
+            working.cancel()
+            watching.cancel()
+            await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        await self.reserved.wait()
+        await self.reservation.watch()
 
 
 class Attempts:
@@ -64,7 +86,9 @@ class Attempts:
         room = self._engine.max_context - prompt_tokens
         attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
         attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source))
-        return (await attempt.reserving).target
+        reservation = await attempt.reserving
+        attempt.reserved.set()
+        return reservation.target
 
 
 async def _give_back(reserving: asyncio.Task[Reservation]) -> None:

@@ -115,21 +115,20 @@ class DecodeService:
         async def ask(prefiller: Instance) -> tuple[Attempt, Prefilled]:
             async with AsyncExitStack() as trying:
                 attempt = await trying.enter_async_context(self._attempts.open(request.sampling))
-                prefilled = await self._bus.call(
-                    prefiller.subject,
-                    "prefill",
-                    PrefillRequest(
-                        model=request.model,
-                        token_ids=request.token_ids,
-                        images=request.images,
-                        sampling=request.sampling,
-                        reserve_subject=self._subject,
-                        attempt=attempt.id,
-                    ),
-                    reply=Prefilled,
-                    context=context,
-                    stage="prefill",
+                asked = PrefillRequest(
+                    model=request.model,
+                    token_ids=request.token_ids,
+                    images=request.images,
+                    sampling=request.sampling,
+                    reserve_subject=self._subject,
+                    attempt=attempt.id,
+                    cache_salt=request.cache_salt,
                 )
+                answer = self._bus.call(
+                    prefiller.subject, "prefill", asked, reply=Prefilled, context=context, stage="prefill"
+                )
+                with as_call_errors():
+                    prefilled = await attempt.unless_lost(answer)
                 stack.push_async_exit(trying.pop_all())
             return attempt, prefilled
 

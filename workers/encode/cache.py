@@ -15,7 +15,7 @@ from components.protocol import ErrorCode
 
 @dataclass(frozen=True)
 class Entry:
-    """An embedding of ``tokens`` rows in ``slot``; ``hash`` is the picture's."""
+    """An embedding of ``tokens`` rows in ``slot``; ``hash`` is the picture's, salted."""
 
     hash: str
     slot: Slot

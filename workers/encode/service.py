@@ -15,7 +15,7 @@ from components.engines.load import engine
 from components.media import Fetcher, Limits, Policy, content_hash, decode
 from components.messaging import CallError, Context, operation
 from components.nixl_connect import Connector
-from components.protocol import Embedding, EncodeRequest, ErrorCode, ImageSource
+from components.protocol import Embedding, EncodeRequest, ErrorCode
 from components.runtime import Panel
 from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
@@ -62,7 +62,7 @@ class EncodeService:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker encodes for {self._topology.model.name}")
         trace = Trace("encode")
         with as_call_errors():
-            entry = await self._find(request.image, trace)
+            entry = await self._find(request, trace)
             try:
                 readable = await self._connector.create_readable(
                     entry.slot.descriptor, lease=self._topology.transfer.lease_seconds
@@ -82,19 +82,20 @@ class EncodeService:
                 )
                 await readable.wait_for_completion()
 
-    async def _find(self, image: ImageSource, trace: Trace) -> Entry:
+    async def _find(self, request: EncodeRequest, trace: Trace) -> Entry:
         """The picture's embedding, made if need be; its slot is retained."""
         self._batcher.expected += 1
         try:
-            data = await self._sources.load(image, trace)
+            data = await self._sources.load(request.image, trace)
+            hash = content_hash(data, request.cache_salt)
             with trace.step("encode") as step:
-                entry, cached = await self._cache.get(content_hash(data), lambda: self._make(data))
+                entry, cached = await self._cache.get(hash, lambda: self._make(hash, data))
                 step.name = "cached embedding" if cached else "encode"
             return entry
         finally:
             self._batcher.expected -= 1
 
-    async def _make(self, data: bytes) -> Entry:
+    async def _make(self, hash: str, data: bytes) -> Entry:
         prepared = await asyncio.to_thread(lambda: self._engine.prepare(decode(data, self._limits)))
         slot = self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
         try:
@@ -102,7 +103,7 @@ class EncodeService:
         except BaseException:
             slot.release()
             raise
-        return Entry(content_hash(data), slot, prepared.grid, prepared.tokens)
+        return Entry(hash, slot, prepared.grid, prepared.tokens)
 
 
 async def run(topology: Topology, instance: str | None = None) -> None:

@@ -43,20 +43,24 @@ class PrefillService:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
         trace = Trace("prefill")
         answers = [asyncio.get_running_loop().create_future() for _ in request.images]
+        asked = [
+            EncodeRequest(model=self._model, image=image, cache_salt=request.cache_salt) for image in request.images
+        ]
         reads = [
-            asyncio.create_task(self._images.read(index, EncodeRequest(model=self._model, image=image), info, context))
-            for index, (image, info) in enumerate(zip(request.images, answers, strict=True))
+            asyncio.create_task(self._images.read(index, each, info, context))
+            for index, (each, info) in enumerate(zip(asked, answers, strict=True))
         ]
         try:
             infos = await asyncio.gather(*map(_answered, answers, reads))
             with as_call_errors():
                 token_ids = self._engine.expand(request.token_ids, [info.tokens for info in infos])
             self._check_length(len(token_ids))
-            source = self._engine.source(request.token_ids, infos)
+            source = self._engine.source(request.token_ids, infos, request.cache_salt)
             reserving = asyncio.create_task(self._reserve(request, len(token_ids), source, context))
             try:
                 images = await asyncio.gather(*reads)
-                prompt = Prompt(token_ids, tuple(image.rows for image in images), request.sampling)
+                rows = tuple(image.rows for image in images)
+                prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
                 with as_call_errors():
                     first = await self._engine.prefill(prompt, reserving)
             finally:

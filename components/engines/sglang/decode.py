@@ -29,6 +29,9 @@ class RoomReservation:
         self._held = held
         self._released: asyncio.Task[None] | None = None
 
+    async def watch(self) -> None:
+        await self.stream.ended()
+
     def release(self) -> None:
         if self._released is None:
             self._released = asyncio.create_task(self._held.aclose())
@@ -73,7 +76,7 @@ class SGLangDecodeEngine:
             stack.callback(self._budget.release, tokens)
             # From now on the engine asks the prefill engine for the KV; the answer begins when it is here.
             stream = await stack.enter_async_context(
-                self._host.open(request(token_ids, sampling, images, origin.host, origin.port, room))
+                self._host.open(request(token_ids, sampling, images, origin.cache_salt, origin.host, origin.port, room))
             )
             return RoomReservation(room, stream, stack.pop_all())
 

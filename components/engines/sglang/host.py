@@ -81,10 +81,17 @@ class EngineHost:
     async def _launch(self) -> None:
         # Late: the import takes seconds, and reads the environment.
         from sglang.srt.entrypoints.engine import Engine
+        from sglang.srt.managers.io_struct import GenerateReqInput
         from sglang.srt.server_args import ServerArgs
 
         class OurEngine(Engine):
             run_scheduler_process_func = staticmethod(run_scheduler)
+
+            def submit(self, **request: Any) -> AsyncIterator[dict[str, Any]]:
+                # ``async_generate`` does the same, and in no release takes the key that parts prefix caches.
+                chunks: AsyncIterator[dict[str, Any]]
+                chunks = self.tokenizer_manager.generate_request(GenerateReqInput(**request), None)
+                return chunks
 
         with own_logging(self._arguments.engine["log_level"]):
             self._engine = OurEngine(**self._arguments.known(ServerArgs))

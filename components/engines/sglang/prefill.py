@@ -46,12 +46,13 @@ class SGLangPrefillEngine:
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         return expand(token_ids, self.image_token_id, tokens)
 
-    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         host, port = self._bootstrap
         for image in images:
             self._check(image)
         grids = [image.grid for image in images]
-        return msgspec.msgpack.encode(Source(host, port, list(token_ids), grids, content(self.format.revision, images)))
+        number = content(self.format.revision, images)
+        return msgspec.msgpack.encode(Source(host, port, list(token_ids), grids, number, cache_salt))
 
     async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
         room = read_room(await target)
@@ -61,8 +62,9 @@ class SGLangPrefillEngine:
             images = image_data(self._embedding(prompt), grids, content(self.format.revision, prompt.images))
         host, port = self._bootstrap
         one = msgspec.structs.replace(prompt.sampling, max_tokens=1)
+        asked = request(prompt.token_ids, one, images, prompt.cache_salt, host, port, room)
         began = time.perf_counter()
-        async with self._host.open(request(prompt.token_ids, one, images, host, port, room)) as stream:
+        async with self._host.open(asked) as stream:
             # The token comes when the KV has landed.
             tokens = [token async for output in stream.outputs() for token in output.tokens]
         if not tokens:

@@ -26,6 +26,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token_ids: list[int]
     grids: list[Grid]
     content: Annotated[int, msgspec.Meta(ge=0)]
+    cache_salt: str
 
 
 def read_source(data: bytes) -> Source:
@@ -90,13 +91,19 @@ def probe(image_token_id: int, merge: int, width: int, dtype: torch.dtype) -> di
     count = rows(grid, merge)
     images = image_data(torch.zeros(count, width, dtype=dtype), [grid], 0)
     token_ids = [0] * 8 + [image_token_id] * count + [0] * 4
-    return request(token_ids, Sampling(max_tokens=1, ignore_eos=True), images, _NOBODY, 1, 0)
+    return request(token_ids, Sampling(max_tokens=1, ignore_eos=True), images, "", _NOBODY, 1, 0)
 
 
 def request(
-    token_ids: Sequence[int], sampling: Sampling, images: list[dict[str, Any]] | None, host: str, port: int, room: int
+    token_ids: Sequence[int],
+    sampling: Sampling,
+    images: list[dict[str, Any]] | None,
+    cache_salt: str,
+    host: str,
+    port: int,
+    room: int,
 ) -> dict[str, Any]:
-    """Arguments of ``Engine.async_generate``; ``token_ids`` expanded."""
+    """Fields of SGLang's ``GenerateReqInput``; ``token_ids`` expanded."""
     return {
         "input_ids": list(token_ids),
         "sampling_params": {
@@ -108,6 +115,7 @@ def request(
             "ignore_eos": sampling.ignore_eos,
         },
         "image_data": images,
+        "extra_key": cache_salt or None,
         "bootstrap_host": host,
         "bootstrap_port": port,
         "bootstrap_room": room,

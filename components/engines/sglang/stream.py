@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from components.engines.base import EngineError
+
+T = TypeVar("T")
 
 _ABORT_SECONDS = 1.0
 """An aborted request ends within some 15 ms, unless the abort overtook it on its way to the scheduler."""
@@ -41,23 +44,26 @@ class Stream:
         self._engine = engine
         self._engine_loop = loop
         self._loop = asyncio.get_running_loop()
-        self._outputs: asyncio.Queue[Output | EngineError | None] = asyncio.Queue()
+        self._outputs: asyncio.Queue[Output | None] = asyncio.Queue()
+        self._end: asyncio.Future[BaseException | None] = self._loop.create_future()
         self._pump = asyncio.run_coroutine_threadsafe(self._run(request), loop)
-        self._pump.add_done_callback(lambda _: self._put(None))
+        self._pump.add_done_callback(lambda pump: self._call(self._pumped, pump))
 
     async def outputs(self) -> AsyncGenerator[Output, None]:
         """Raises EngineError when the engine refuses the request or ends it for a reason of its own."""
         while (output := await self._outputs.get()) is not None:
-            if isinstance(output, EngineError):
-                raise output
-            if output.finish is not None and output.finish.type == "abort":
-                raise EngineError("transfer_failed", f"SGLang ended it: {output.finish.message}", retryable=True)
             yield output
-        await asyncio.wrap_future(self._pump)
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Returns when the last output is there, read or not. Raises what ``outputs`` does."""
+        await asyncio.wait([self._end])  # unlike ``await``, leaves it alone when this task is cancelled
+        if error := self._end.result():
+            raise error
 
     def fail(self, error: EngineError) -> None:
         """Ends ``outputs`` with ``error``: the engine will not answer any more."""
-        self._outputs.put_nowait(error)
+        self._finish(error)
         self._pump.cancel()
 
     async def close(self) -> None:
@@ -74,13 +80,28 @@ class Stream:
 
     async def _run(self, request: dict[str, Any]) -> None:
         try:
-            async for chunk in await self._engine.async_generate(**request, rid=self._id, stream=True):
+            async for chunk in self._engine.submit(**request, rid=self._id, stream=True):
                 reason = chunk["meta_info"]["finish_reason"]
                 finish = None if reason is None else msgspec.convert(reason, Finish)
-                self._put(Output(chunk["output_ids"], finish))
+                self._call(self._take, Output(chunk["output_ids"], finish))
         except ValueError as error:
             # What SGLang refuses it refuses so; whatever got here was made by our panels.
             raise EngineError("internal", f"SGLang refuses the request: {error}") from error
 
-    def _put(self, output: Output | None) -> None:
-        self._loop.call_soon_threadsafe(self._outputs.put_nowait, output)
+    def _call(self, function: Callable[[T], None], argument: T) -> None:
+        """On the panel's loop."""
+        self._loop.call_soon_threadsafe(function, argument)
+
+    def _take(self, output: Output) -> None:
+        if output.finish is not None and output.finish.type == "abort":
+            self._finish(EngineError("transfer_failed", f"SGLang ended it: {output.finish.message}", retryable=True))
+        else:
+            self._outputs.put_nowait(output)
+
+    def _pumped(self, pump: concurrent.futures.Future[None]) -> None:
+        self._finish(asyncio.CancelledError() if pump.cancelled() else pump.exception())
+
+    def _finish(self, error: BaseException | None) -> None:
+        if not self._end.done():
+            self._end.set_result(error)
+            self._outputs.put_nowait(None)

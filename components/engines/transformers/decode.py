@@ -29,6 +29,9 @@ class KVReservation:
         self._pool = pool
         self._released: asyncio.Task[None] | None = None
 
+    async def watch(self) -> None:
+        pass  # Only prefill can fail here, and it says so itself.
+
     def release(self) -> None:
         if self._released is None:
             self.operation.cancel()

@@ -100,7 +100,7 @@ class TransformersPrefillEngine:
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         return expand(token_ids, self.image_token_id, tokens)
 
-    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # the decode engine exposes memory; whoever holds its record may write
 
     async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:

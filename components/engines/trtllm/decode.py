@@ -26,6 +26,9 @@ class _Admitted:
 
     target: bytes = b""
 
+    async def watch(self) -> None:
+        pass
+
     def release(self) -> None:
         pass
 
@@ -87,6 +90,7 @@ class TrtllmDecodeEngine:
                 sampling_params(sampling, sampling.max_tokens),
                 streaming=True,
                 disaggregated_params=DisaggregatedParams(**known(DisaggregatedParams, fields)),
+                cache_salt=handover.cache_salt or None,
             )
         answer = _Answer(result, sharing)
         self._answers.add(answer)

@@ -18,6 +18,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     token_ids: tuple[int, ...]
     grids: tuple[Grid, ...]
+    cache_salt: str
     first_gen_tokens: tuple[int, ...]
     opaque_state: bytes
     disagg_request_id: int
@@ -27,7 +28,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ctx_info_endpoint: str | tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, params: Any, *, request_id: int, token_ids: list[int], grids: list[Grid]) -> Handover:
+    def of(cls, params: Any, *, request_id: int, token_ids: list[int], grids: list[Grid], cache_salt: str) -> Handover:
         """From the ``DisaggregatedParams`` of a finished context that ``request_id`` names across workers.
 
         Raises EngineError when they say nothing of the KV.
@@ -38,6 +39,7 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return cls(
             token_ids=tuple(token_ids),
             grids=tuple(grids),
+            cache_salt=cache_salt,
             first_gen_tokens=tuple(params.first_gen_tokens),
             opaque_state=params.opaque_state,
             ctx_request_id=params.ctx_request_id,

@@ -56,7 +56,7 @@ class TrtllmPrefillEngine:
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
         return expand(token_ids, self.image_token_id, tokens)
 
-    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo]) -> bytes:
+    def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # what decode must know is known only when the prompt is computed: see Handover
 
     async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
@@ -73,6 +73,7 @@ class TrtllmPrefillEngine:
                     inputs,
                     sampling_params(prompt.sampling, max_tokens=1),
                     disaggregated_params=DisaggregatedParams(**known(DisaggregatedParams, fields)),
+                    cache_salt=prompt.cache_salt or None,
                 )
             try:
                 with running():
@@ -135,7 +136,8 @@ class TrtllmPrefillEngine:
                 "internal", f"TensorRT-LLM made {len(token_ids)} tokens of a prompt of {len(prompt.token_ids)}"
             )
         grids = [image.grid for image in prompt.images]
-        return Handover.of(params, request_id=request_id, token_ids=token_ids, grids=grids)
+        salt = prompt.cache_salt
+        return Handover.of(params, request_id=request_id, token_ids=token_ids, grids=grids, cache_salt=salt)
 
 
 def _collapsed(token_ids: Sequence[int], image_token_id: int, images: Sequence[ImageRows]) -> list[int]:

@@ -1,6 +1,6 @@
 """What stands for a model: tokens that hang on all that a real model's tokens hang on.
 
-``pace`` is seconds a step; tests hold KV transfers up or let them fail.
+``pace`` is seconds a step; tests hold KV transfers up or let them fail; ``salts`` is what requests were cached under.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 pace = 0.0
 transfers_held = False
 transfer_fails: RuntimeError | None = None
+salts: list[str | None] = []
 
 
 def kv(token_ids: Sequence[int], rows: Sequence[torch.Tensor], positions: torch.Tensor | None) -> bytes:

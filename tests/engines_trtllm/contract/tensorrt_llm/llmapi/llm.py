@@ -69,6 +69,7 @@ class BaseLLM:
             raise CppExecutorError(self._broken)
         assert sampling_params is not None and disaggregated_params is not None, "only disaggregated requests here"
         kind = disaggregated_params.request_type
+        contract_model.salts.append(cache_salt)
         if self.args.cache_transceiver_config is None or self.args.cache_transceiver_config.backend is None:
             raise ValueError("no cache transceiver")
         request = _Request(self, inputs, sampling_params, disaggregated_params)
