@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .device import Device
 from .errors import DeviceUnavailable
@@ -37,13 +39,25 @@ class Driver:
 
     def make_current(self, device: Device) -> None:
         """Make the device's primary context (the one torch uses too) current on this thread. Retained for ever."""
+        self._call("cuCtxSetCurrent", self._context(device))
+
+    @contextmanager
+    def current(self, device: Device) -> Iterator[None]:
+        """Current inside the block; this thread may be another's, who finds it as it was."""
+        self._call("cuCtxPushCurrent_v2", self._context(device))
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def _context(self, device: Device) -> ctypes.c_void_p:
         context = self._contexts.get(device.id)
         if context is None:
             handle, context = ctypes.c_int(), ctypes.c_void_p()
             self._call("cuDeviceGet", ctypes.byref(handle), device.id)
             self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
             self._contexts[device.id] = context
-        self._call("cuCtxSetCurrent", context)
+        return context
 
     # What follows works on the current context.
 
@@ -66,8 +80,11 @@ class Driver:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def pin(self, address: int, size: int) -> None:
-        """Let devices reach this host memory at full speed, until the process ends."""
+        """Let devices reach this host memory at full speed, until ``unpin``."""
         self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), 0)
+
+    def unpin(self, address: int) -> None:
+        self._call("cuMemHostUnregister", ctypes.c_void_p(address))
 
     def stream(self) -> ctypes.c_void_p:
         made = ctypes.c_void_p()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+import weakref
 from bisect import bisect_left, insort
 from typing import Any
 
@@ -17,6 +18,11 @@ from .errors import DeviceUnavailable, InvalidBuffer, PoolExhausted
 
 ALIGNMENT = 256
 """Bytes: what CUDA's own allocator gives, and a multiple of every cache line."""
+
+
+def _unpin(driver: cuda.Driver, gpu: Device, address: int) -> None:
+    with driver.current(gpu):
+        driver.unpin(address)
 
 
 class Slab:
@@ -35,8 +41,10 @@ class Slab:
             self.descriptor = Descriptor(self._array)
             driver = cuda.driver()
             if gpu is not None and driver is not None:
-                driver.make_current(gpu)
-                driver.pin(self.descriptor.ptr, size)
+                with driver.current(gpu):
+                    driver.pin(self.descriptor.ptr, size)
+                # Before the memory goes: what is mapped at that address next could not be pinned any more.
+                weakref.finalize(self._array, _unpin, driver, gpu, self.descriptor.ptr).atexit = False
         else:
             try:
                 import torch

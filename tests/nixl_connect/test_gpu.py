@@ -106,6 +106,13 @@ async def test_a_pool_on_the_gpu_feeds_several_readers() -> None:
         await until(lambda: pool.used == 0)
 
 
+async def test_one_pool_of_host_memory_after_another() -> None:
+    """Each is pinned for the GPU, and may lie where the one before lay."""
+    for _ in range(3):
+        async with Connector("here", device="cuda:0") as connector:
+            assert (await connector.create_pool(32 << 20)).size == 32 << 20
+
+
 async def test_the_self_test_names_the_lanes() -> None:
     async with Connector("here", device="cuda:0") as connector:
         lanes = await connector.self_test(DEVICES)

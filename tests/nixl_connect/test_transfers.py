@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from components import nixl_connect as nc
 from components.nixl_connect import Connector, Descriptor, OperationStatus, RdmaMetadata, parse_record
 from components.nixl_connect.agent import Progress
-from components.nixl_connect.moves import Direct
+from components.nixl_connect.moves import Direct, Mover
 
 from .harness import Remote, at_rest, pattern, until
 
@@ -207,3 +208,38 @@ async def test_everything_runs_off_the_event_loop(connector: Connector, other: R
     async with await connector.begin_read(record, Descriptor(np.zeros(1 << 20, np.uint8))) as operation:
         await operation.wait_for_completion()
     assert callers == {connector._owner._thread.ident}
+
+
+async def test_buffers_that_lie_side_by_side_go_as_one(
+    connector: Connector, other: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 56 buffers of a KV in one slab took 0.4 ms to post to a GPU, one takes 16 µs."""
+    spans: list[tuple[int, int]] = []
+    prepare = Mover.prepare
+
+    def counted(self: Mover, kind: Any, local: Any, here: Any, remote: Any, *rest: Any) -> Any:
+        spans.append((len(local), len(remote)))
+        return prepare(self, kind, local, here, remote, *rest)
+
+    monkeypatch.setattr(Mover, "prepare", counted)
+    slab = await connector.create_pool(1 << 20)
+    source = slab.allocate(256 * 8)
+    pieces = list(source.numpy().reshape(8, 256))
+    parts = [source.descriptor.part(256 * index, 256) for index in range(8)]
+    apart = np.zeros(256, np.uint8)
+
+    async def write(local: list[Descriptor], arrays: list[np.ndarray]) -> None:
+        for index, array in enumerate(arrays):
+            array[:] = pattern(256, 5 + index)
+        record = parse_record(await other.ask("accept", number=1, sizes=[256] * 8))
+        await (await connector.begin_write(local, record)).wait_for_completion()
+        assert await other.ask("wait", number=1) == "COMPLETE"
+        assert await other.ask("written", number=1, seed=5)
+
+    await write(parts, pieces)
+    assert spans.pop() == (1, 1)
+    await write(parts[::-1], pieces[::-1])
+    assert spans.pop() == (8, 8)
+    await write([*parts[:4], Descriptor(apart), *parts[5:]], [*pieces[:4], apart, *pieces[5:]])
+    assert spans.pop() == (3, 3)
+    source.release()

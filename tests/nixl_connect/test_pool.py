@@ -1,0 +1,60 @@
+"""Pools where there is a GPU, with its driver stood in for: what is pinned is unpinned, and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from components.nixl_connect import Device, cuda
+from components.nixl_connect.pool import Slab
+
+GPU = Device("cuda:0")
+
+
+class Pins:
+    """As the driver: memory may be pinned once, with a current context."""
+
+    def __init__(self) -> None:
+        self.pinned: dict[int, int] = {}
+        self._current = False
+
+    @contextmanager
+    def current(self, device: Device) -> Iterator[None]:
+        assert device == GPU
+        self._current = True
+        yield
+        self._current = False
+
+    def pin(self, address: int, size: int) -> None:
+        assert self._current and address not in self.pinned
+        self.pinned[address] = size
+
+    def unpin(self, address: int) -> None:
+        assert self._current
+        del self.pinned[address]
+
+
+@pytest.fixture
+def pins(monkeypatch: pytest.MonkeyPatch) -> Pins:
+    found = Pins()
+    monkeypatch.setattr(cuda, "driver", lambda: found)
+    return found
+
+
+def test_a_slab_is_pinned_for_as_long_as_its_memory_lives(pins: Pins) -> None:
+    """On an H100 the second connector of a process could not pin its pool (CUDA error 712): it was mapped where the
+    first one's had been, which was still pinned."""
+    slab = Slab(1 << 20, Device("cpu"), GPU)
+    assert pins.pinned == {slab.descriptor.ptr: 1 << 20}
+    view = slab.numpy(0, 10)
+    del slab
+    assert pins.pinned, "somebody still looks at it"
+    del view
+    assert not pins.pinned
+
+
+def test_without_a_gpu_nothing_is_pinned(pins: Pins) -> None:
+    Slab(1 << 20, Device("cpu"), None)
+    assert not pins.pinned
