@@ -64,22 +64,27 @@ async def rate(connector: Connector, other: Remote, there: str) -> float:
     return best
 
 
-async def test_the_fast_lane_is_taken_and_depends_on_the_cuda_context(
+async def test_the_fast_lane_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    there = DEVICES[-1]
+    async with Connector("here", device="cuda:0") as connector, remote(device=there) as other:
+        fast = await rate(connector, other, there)
+    print(f"READ cuda:0<-{there}: {fast:.1f} GB/s")
+    assert fast > 20.0
+    assert "software path" not in caplog.text
+
+
+@pytest.mark.skipif(GPUS < 2, reason="needs two GPUs: within one, UCX 1.23 finds cuda_ipc without a context as well")
+async def test_the_fast_lane_depends_on_the_cuda_context(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The 580-fold trap. Without a current context on the owner thread the same transfer is right, and slow, and
     says so."""
-    there = DEVICES[-1]
-    async with Connector("here", device="cuda:0") as connector, remote(device=there) as other:
-        fast = await rate(connector, other, there)
-    assert fast > 20.0, fast
-    assert "software path" not in caplog.text
     monkeypatch.setattr(Agent, "make_current", lambda self, device: None)
-    without = remote(device=there, env={"WITHOUT_CUDA_CONTEXT": "1"})
+    without = remote(device="cuda:1", env={"WITHOUT_CUDA_CONTEXT": "1"})
     async with Connector("here", device="cuda:0") as connector, without as other:
-        slow = await rate(connector, other, there)
-    print(f"READ cuda:0<-{there}: {fast:.1f} GB/s with the context, {slow:.2f} without")
-    assert slow < fast / 10
+        slow = await rate(connector, other, "cuda:1")
+    print(f"READ cuda:0<-cuda:1: {slow:.2f} GB/s without the context")
+    assert slow < 5.0
     assert "software path" in caplog.text
 
 

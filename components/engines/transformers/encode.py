@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from PIL import Image
@@ -33,18 +34,28 @@ class TransformersEncodeEngine:
         grid = self._patches.grid(pixels)
         return PreparedImage(pixels, grid, math.prod(grid) // self._merge**2)
 
-    @torch.inference_mode()
     def encode(self, images: Sequence[PreparedImage], slots: Sequence[Slot]) -> None:
+        with self._on_device():
+            self._encode(images, slots)
+
+    def warm_up(self) -> None:
+        with self._on_device():
+            self._rows([self.prepare(Image.new("RGB", (224, 224)))])
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        """SGLang's tower launches kernels on the thread's GPU, wherever its tensors are; a new thread has the first."""
+        device = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), device:
+            yield
+
+    def _encode(self, images: Sequence[PreparedImage], slots: Sequence[Slot]) -> None:
         rows = self._rows(images)
         for slot, part in zip(slots, rows.split([image.tokens for image in images]), strict=True):
             slot.tensor(self._dtype, part.shape).copy_(part)
         if self._device.type == "cuda":
             # The reader is another process: it must not see rows that a stream has yet to write.
             torch.cuda.synchronize(self._device)
-
-    @torch.inference_mode()
-    def warm_up(self) -> None:
-        self._rows([self.prepare(Image.new("RGB", (224, 224)))])
 
     def _rows(self, images: Sequence[PreparedImage]) -> torch.Tensor:
         """(tokens of all, width)."""
