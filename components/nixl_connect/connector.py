@@ -147,7 +147,7 @@ class Connector:
         """
         if readers is not None and readers < 1:
             raise ValueError(f"readers is {readers}: one or more, or None for any number")
-        operation = ReadableOperation(self._do, as_list(buffers))
+        operation = ReadableOperation(self._do, self._thread().deliver, as_list(buffers))
         return await self._expose(operation, lease, readers, reader, info)
 
     async def create_writable(
@@ -162,7 +162,7 @@ class Connector:
         listed = as_list(buffers)
         if not all(buffer.writable for buffer in listed):
             raise InvalidBuffer("a read-only buffer cannot be written by a peer")
-        return await self._expose(WritableOperation(self._do, listed), lease, 1, reader, info)
+        return await self._expose(WritableOperation(self._do, self._thread().deliver, listed), lease, 1, reader, info)
 
     async def begin_read(
         self,
@@ -181,7 +181,7 @@ class Connector:
         buffers = as_list(local)
         metadata.check(OperationKind.READ, reader=self.identity, expect=expect)
         match(metadata, buffers)
-        operation = ReadOperation(self._do, buffers, metadata, lane_of(buffers, metadata))
+        operation = ReadOperation(self._do, self._thread().deliver, buffers, metadata, lane_of(buffers, metadata))
         return self._begin(operation, metadata, deadline, staged=False)
 
     async def begin_write(
@@ -201,7 +201,9 @@ class Connector:
         buffers = as_list(local)
         metadata.check(OperationKind.WRITE, reader=self.identity, expect=expect)
         match(metadata, buffers)
-        operation = WriteOperation(self._do, buffers, metadata, lane_of(buffers, metadata), staged)
+        operation = WriteOperation(
+            self._do, self._thread().deliver, buffers, metadata, lane_of(buffers, metadata), staged
+        )
         return self._begin(operation, metadata, deadline, staged=staged)
 
     # memory
@@ -304,7 +306,9 @@ class Connector:
     def _started(self, owner: OwnerThread) -> Core:
         if self._pump.core is None:
             device = self._device or cuda.device_in_use()
-            self._pump.core = Core(self.identity, self._backends, device, self._ucx, owner.at, owner.submit)
+            self._pump.core = Core(
+                self.identity, self._backends, device, self._ucx, owner.at, owner.submit, owner.after
+            )
         return self._pump.core
 
     async def _expose(

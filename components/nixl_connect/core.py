@@ -33,13 +33,14 @@ class Core:
         ucx: Mapping[str, str],
         at: Callable[[float, Callable[[], None]], Timer],
         submit: Callable[[Callable[[], None]], bool],
+        after: Callable[[Callable[[], object]], None],
     ) -> None:
         self.tally = Tally()
         self.agent = Agent(identity, backends, device, ucx)
         self.registry = Registry(self.agent, submit, lambda id: self.peers.forget_region(id))
         self.peers = Peers(self.agent, self._peer_lost, lambda peer: self.transfers.uses(peer))
         self.leases = Leases(self.tally, at, self.send)
-        self.transfers = Transfers(self.agent, self.tally, at, self.send, self.peers.drop)
+        self.transfers = Transfers(self.agent, self.tally, at, self.send, after, self.peers.drop)
         self._at = at
         self._submit = submit
         self._ping_timer = at(time.monotonic() + PING_S, self._ping)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Self
 
 from .descriptor import Descriptor
 from .errors import InvalidBuffer, TransferError
-from .owner import deliver
 from .record import RdmaMetadata
 from .states import OperationKind, OperationStatus, may_move
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 Do = Callable[[Callable[["Core"], None]], bool]
 """Runs something on the owner thread soon; False when that has ended."""
+Deliver = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
+"""From the owner thread: runs something on an event loop soon."""
 
 
 class Operation:
@@ -30,8 +31,8 @@ class Operation:
 
     kind: OperationKind
 
-    def __init__(self, do: Do, buffers: list[Descriptor]) -> None:
-        self._do = do
+    def __init__(self, do: Do, deliver: Deliver, buffers: list[Descriptor]) -> None:
+        self._do, self._deliver = do, deliver
         self.buffers = buffers
         self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[None]] = []
@@ -112,12 +113,12 @@ class Operation:
             self._error = error
             self._is_released = released
             self._status = status
-            deliver(self._loop, self._wake)
+            self._deliver(self._loop, self._wake)
 
     def released(self) -> None:
         if not self._is_released:
             self._is_released = True
-            deliver(self._loop, self._wake)
+            self._deliver(self._loop, self._wake)
 
     def __enter__(self) -> Self:
         return self
@@ -173,8 +174,8 @@ class WritableOperation(PassiveOperation):
 class ActiveOperation(Operation):
     """A transfer that this side makes."""
 
-    def __init__(self, do: Do, buffers: list[Descriptor], record: RdmaMetadata, lane: str) -> None:
-        super().__init__(do, buffers)
+    def __init__(self, do: Do, deliver: Deliver, buffers: list[Descriptor], record: RdmaMetadata, lane: str) -> None:
+        super().__init__(do, deliver, buffers)
         self._record = record
         self._lane = lane
         self.transfer: Transfer | None = None
@@ -214,8 +215,10 @@ class WriteOperation(ActiveOperation):
 
     kind = OperationKind.WRITE
 
-    def __init__(self, do: Do, buffers: list[Descriptor], record: RdmaMetadata, lane: str, staged: bool) -> None:
-        super().__init__(do, buffers, record, lane)
+    def __init__(
+        self, do: Do, deliver: Deliver, buffers: list[Descriptor], record: RdmaMetadata, lane: str, staged: bool
+    ) -> None:
+        super().__init__(do, deliver, buffers, record, lane)
         self._staged = staged
 
     def post(self, indices: int | Iterable[int]) -> None:

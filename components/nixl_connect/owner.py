@@ -13,9 +13,9 @@ import ctypes
 import heapq
 import itertools
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
@@ -68,7 +68,12 @@ class OwnerThread:
 
     def __init__(self, name: str, pump: Pump) -> None:
         self._pump = pump
-        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._wake = threading.Lock()  # free when there is a reason to wake
+        self._wake.acquire()
+        self._is_woken = False
+        self._mail: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        self._after: list[Callable[[], object]] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._dead = [0]
         self._count = itertools.count()
@@ -85,7 +90,10 @@ class OwnerThread:
         with self._lock:
             if self._stopped:
                 return False
-            self._tasks.put(task)
+            self._tasks.append(task)
+            if not self._is_woken:
+                self._is_woken = True
+                self._wake.release()
             return True
 
     def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
@@ -99,7 +107,7 @@ class OwnerThread:
                 outcome.set_result(function())
             except Exception as error:  # noqa: BLE001 - handed to the caller, who decides
                 outcome.set_exception(error)
-            deliver(loop, lambda: _copy(outcome, future))
+            self.deliver(loop, lambda: _copy(outcome, future))
 
         if not self.submit(run):
             future.set_exception(ConnectorClosed("the connector is closed"))
@@ -126,8 +134,14 @@ class OwnerThread:
             self._dead[0] = 0
         return timer
 
-    def is_current(self) -> bool:
-        return threading.current_thread() is self._thread
+    def deliver(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        """Run the callback on the loop, with all others of this turn: waking a loop costs as much as a small
+        transfer."""
+        self._mail.setdefault(loop, []).append(callback)
+
+    def after(self, action: Callable[[], object]) -> None:
+        """Run the action at the end of this turn, while the loops wake up."""
+        self._after.append(action)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -141,6 +155,7 @@ class OwnerThread:
                 self._stopped = True
             self._run_tasks()
             self._pump.abandon()
+            self._end_turn()
 
     def _drive(self) -> None:
         active = time.monotonic()
@@ -149,6 +164,7 @@ class OwnerThread:
             share, longest = self._pump.patience()
             before = time.thread_time() if longest < BUSY_S else float("inf")
             happened = self._pump.poll()
+            self._end_turn()
             now = time.monotonic()
             self._fire(now)
             if ran or happened or time.thread_time() - before > WORKED_S:
@@ -159,23 +175,39 @@ class OwnerThread:
                 pause = min(pause, self._timers[0][0] - now)
             if now - active < SPIN_S and longest < IDLE_S:
                 continue
-            if self._run_one(max(pause, 1e-6)):
-                active = time.monotonic()
+            self._sleep(max(pause, 1e-6))
+
+    def _sleep(self, seconds: float) -> None:
+        """Until a task comes, and at most so long."""
+        # Not a queue's ``get``: that of SimpleQueue, on Python 3.11 and 3.12, now and then waits for ever when its
+        # time-out is of microseconds, because it counts what is left below zero.
+        if self._wake.acquire(timeout=seconds):
+            with self._lock:
+                self._is_woken = False
 
     def _run_tasks(self) -> bool:
-        ran = False
-        while not self._tasks.empty():
-            ran = self._run_one(0.0)
-        return ran
+        """Those that are there; more may come meanwhile."""
+        waiting = len(self._tasks)
+        for _ in range(waiting):
+            # Never in a variable: while this thread sleeps, a task would keep its operation's memory alive.
+            self._tasks.popleft()()
+            if self._after:
+                self._end_turn()
+        if waiting:
+            self._end_turn()
+        return waiting > 0
 
-    def _run_one(self, wait: float) -> bool:
-        # A function of its own: a task kept in a variable of the sleeping loop would keep its operation's memory alive.
-        try:
-            task = self._tasks.get(timeout=wait) if wait > 0 else self._tasks.get_nowait()
-        except queue.Empty:
-            return False
-        task()
-        return True
+    def _end_turn(self) -> None:
+        while self._mail or self._after:
+            mail, self._mail = self._mail, {}
+            for loop, callbacks in mail.items():
+                try:
+                    loop.call_soon_threadsafe(_run, callbacks)
+                except RuntimeError:  # whoever awaited is gone with a closed loop
+                    logger.debug("an outcome came after its event loop was closed")
+            after, self._after = self._after, []
+            for action in after:
+                action()
 
     def _fire(self, now: float) -> None:
         while self._timers and (self._timers[0][0] <= now or self._timers[0][2].action is None):
@@ -185,14 +217,12 @@ class OwnerThread:
                 self._dead[0] -= 1
             else:
                 action()
+                self._end_turn()
 
 
-def deliver(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Run the callback on the loop, if there still is one: whoever awaited is gone with a closed loop."""
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        logger.debug("an outcome came after its event loop was closed")
+def _run(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        callback()
 
 
 def _copy(source: Future[T], target: asyncio.Future[T]) -> None:

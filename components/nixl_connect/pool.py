@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import mmap
 import threading
@@ -18,6 +20,11 @@ from .errors import DeviceUnavailable, InvalidBuffer, PoolExhausted
 
 ALIGNMENT = 256
 """Bytes: what CUDA's own allocator gives, and a multiple of every cache line."""
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _unpin(driver: cuda.Driver, gpu: Device, address: int) -> None:
@@ -75,6 +82,7 @@ class Pool:
         self._lock = threading.Lock()
         self._free: list[tuple[int, int]] = [(0, slab.size)]  # (offset, bytes), sorted, no two adjacent
         self._used = 0
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
     @property
     def size(self) -> int:
@@ -112,6 +120,34 @@ class Pool:
             free = self.size - self._used
         raise PoolExhausted(f"no {nbytes} bytes in one piece: {free} of {self.size} are free")
 
+    async def reserve(self, nbytes: int, *, deadline: float) -> Slot:
+        """As ``allocate``, but waits up to ``deadline`` seconds for others to give back what they hold."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + deadline
+        while True:
+            # Before the look, so that nothing given back after it is missed.
+            waiter = loop, loop.create_future()
+            with self._lock:
+                self._waiting.append(waiter)
+            try:
+                return self.allocate(nbytes)
+            except PoolExhausted:
+                if nbytes > self.size or loop.time() >= until:
+                    raise
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(until):
+                        await waiter[1]
+            finally:
+                with self._lock, contextlib.suppress(ValueError):
+                    self._waiting.remove(waiter)
+
+    def _wake(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for loop, given_back in waiting:
+            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there
+                loop.call_soon_threadsafe(_resolve, given_back)
+
     def _give_back(self, offset: int, size: int) -> None:
         with self._lock:
             self._used -= size
@@ -122,6 +158,7 @@ class Pool:
                 start, before = self._free.pop(index - 1)
                 offset, size = start, before + size
             insort(self._free, (offset, size))
+        self._wake()
 
 
 class Slot:

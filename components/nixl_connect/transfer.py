@@ -115,9 +115,11 @@ class Transfers:
         tally: Tally,
         at: Callable[[float, Callable[[], None]], Timer],
         send: Callable[[str, Message], bool],
+        after: Callable[[Callable[[], object]], None],
         peer_broke: Callable[[Peer, str], None],
     ) -> None:
         self._agent, self._tally, self._at, self._send = agent, tally, at, send
+        self._after = after
         self.mover = Mover(agent)
         self._peer_broke = peer_broke
         self._transfers: dict[tuple[bytes, int], Transfer] = {}
@@ -368,8 +370,8 @@ class Transfers:
         if free:
             transfer.front.released()
         if error is None:
-            # While the event loop wakes up.
-            self._send(transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number))
+            identity, message = transfer.peer.identity, Message(Kind.DONE, transfer.key, transfer.number)
+            self._after(lambda: self._send(identity, message))
 
     def _settle(self, transfer: Transfer) -> None:
         """After the end: leave quarantine if that is possible now."""

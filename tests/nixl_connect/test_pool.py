@@ -1,14 +1,19 @@
-"""Pools where there is a GPU, with its driver stood in for: what is pinned is unpinned, and in time."""
+"""Pools: who waits for room gets it; and where there is a GPU, with its driver stood in for, what is pinned is
+unpinned."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from components.nixl_connect import Device, cuda
-from components.nixl_connect.pool import Slab
+from components.nixl_connect import Device, PoolExhausted, cuda
+from components.nixl_connect.pool import Pool, Slab
+
+from .harness import until
 
 GPU = Device("cuda:0")
 
@@ -58,3 +63,36 @@ def test_a_slab_is_pinned_for_as_long_as_its_memory_lives(pins: Pins) -> None:
 def test_without_a_gpu_nothing_is_pinned(pins: Pins) -> None:
     Slab(1 << 20, Device("cpu"), None)
     assert not pins.pinned
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return Pool(Slab(1 << 20, Device("cpu"), None))
+
+
+async def test_who_waits_for_room_gets_it(pool: Pool) -> None:
+    """Prefill refused requests as overloaded that had only to wait for those before them."""
+    held = [pool.allocate(1 << 19) for _ in range(2)]
+    waiting = [asyncio.create_task(pool.reserve(1 << 18, deadline=20.0)) for _ in range(4)]
+    await until(lambda: len(pool._waiting) == 4)
+    for slot in held:
+        threading.Thread(target=slot.release).start()  # whose ``release`` may be on any thread
+    slots = await asyncio.gather(*waiting)
+    assert pool.used == 1 << 20
+    for slot in slots:
+        slot.release()
+    assert pool.used == 0 and not pool._waiting
+
+
+async def test_waiting_for_room_ends(pool: Pool) -> None:
+    with pytest.raises(PoolExhausted):
+        await pool.reserve((1 << 20) + 1, deadline=20.0)  # which nobody can give
+    with pool.allocate(1):
+        with pytest.raises(PoolExhausted):
+            await pool.reserve(1 << 20, deadline=0.05)
+        cancelled = asyncio.create_task(pool.reserve(1 << 20, deadline=20.0))
+        await until(lambda: len(pool._waiting) == 1)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+    assert pool.used == 0 and not pool._waiting

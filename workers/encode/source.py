@@ -36,7 +36,7 @@ class ImageSources:
     async def _read(self, record: bytes, size: int) -> tuple[bytes, str]:
         try:
             metadata = RdmaMetadata.model_validate_json(record)
-            slot = self._pool.allocate(size)
+            slot = await self._pool.reserve(size, deadline=self._deadline)
         except ValueError as error:
             raise EngineError("invalid_request", f"image record: {error}") from error
         except PoolExhausted as error:

@@ -101,7 +101,8 @@ class ImageReader:
     async def _transfer(self, embedding: Embedding) -> tuple[Slot, str]:
         try:
             metadata = RdmaMetadata.model_validate_json(embedding.record)
-            slot = self._pool.allocate(embedding.shape[0] * self._format.row_bytes)
+            # Until requests before this one are computed: their number is not limited elsewhere.
+            slot = await self._pool.reserve(embedding.shape[0] * self._format.row_bytes, deadline=self._deadline)
         except ValueError as error:
             raise EngineError("transfer_failed", f"embedding record: {error}") from error
         except PoolExhausted as error:
