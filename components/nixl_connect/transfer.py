@@ -43,6 +43,8 @@ from .wire import Kind, Message, Reason
 EARLY_READ_S = 1.0
 """A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
 that its owner has unregistered would break the connection for everybody else on it."""
+LARGE_READ = 16 << 20
+"""Bytes that take longer than a claim and its grant between two GPUs, and far longer between two memories."""
 RESEND_S = 0.1
 """A claim without an answer is sent again, with our connection metadata: the peer may have forgotten us."""
 
@@ -167,11 +169,17 @@ class Transfers:
         self.in_flight += 1
         front.moved(OperationStatus.INITIALIZED)
         transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
-        self._claim(transfer, again=False)
+        early = transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
+        # Whichever takes longer goes first: the bytes, or the claim's way there and back.
+        bytes_first = early and transfer.size >= LARGE_READ
+        if not bytes_first:
+            self._claim(transfer, again=False)
         if not staged:
             self._prepare(transfer, list(range(len(transfer.buffers))))
-        if transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S:
+        if early:
             self._post_prepared(transfer)
+        if bytes_first:
+            self._claim(transfer, again=False)
         return transfer
 
     def post(self, transfer: Transfer, indices: list[int]) -> None:

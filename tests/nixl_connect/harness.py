@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from components import nixl_connect as nc
-from components.nixl_connect.agent import Agent
 from components.nixl_connect.wire import Kind, decode
 
 STEPS = ("load", "claim", "prepare", "post", "check", "grant", "done")
@@ -245,8 +244,6 @@ def _synchronize(device: str) -> None:
 
 def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, str], device: str | None) -> None:
     os.environ.update(environment)
-    if "WITHOUT_CUDA_CONTEXT" in os.environ:
-        Agent.make_current = lambda self, device: None  # type: ignore[method-assign]
     lock = threading.Lock()
 
     def say(what: Any) -> None:
