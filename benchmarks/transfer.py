@@ -168,8 +168,7 @@ class Bench:
             theirs += await self.raw(raw, point, each)
             seconds, lane = await self.ours(connector, whole, point, each)
             mine += seconds
-        with transfer_loop.watched(self.steps):  # which costs time: these do not count
-            await self.ours(connector, whole, point, each)
+        await self.ours(connector, whole, point, each, watch=transfer_loop.watched(self.steps))  # these do not count
         self.add("raw", point, theirs)
         self.add("ours", point, mine, lane=lane)
 
@@ -179,22 +178,31 @@ class Bench:
         await self.ask("quiet")
         return times
 
-    async def ours(self, connector: Connector, whole: Descriptor, point: Point, rounds: int) -> tuple[list[float], str]:
+    async def ours(
+        self,
+        connector: Connector,
+        whole: Descriptor,
+        point: Point,
+        rounds: int,
+        watch: contextlib.AbstractContextManager[None] | None = None,
+    ) -> tuple[list[float], str]:
+        """Seconds of each round, and the lane; ``watch`` is around the rounds, and costs time."""
         records = await self.records(point, rounds * point.in_flight)
         slots = [
             [whole.part(slot * point.size + i * point.piece, point.piece) for i in range(point.buffers)]
             for slot in range(point.in_flight)
         ]
         times, lane = [], ""
-        for index in range(rounds):
-            batch = records[index * point.in_flight : (index + 1) * point.in_flight]
-            start = time.perf_counter()
-            if point.in_flight == 1:
-                lane = await self.move(connector, point.kind, batch[0], slots[0])
-            else:
-                moves = (self.move(connector, point.kind, *pair) for pair in zip(batch, slots, strict=True))
-                lane = (await asyncio.gather(*moves))[0]
-            times.append(time.perf_counter() - start)
+        with watch or contextlib.nullcontext():
+            for index in range(rounds):
+                batch = records[index * point.in_flight : (index + 1) * point.in_flight]
+                start = time.perf_counter()
+                if point.in_flight == 1:
+                    lane = await self.move(connector, point.kind, batch[0], slots[0])
+                else:
+                    moves = (self.move(connector, point.kind, *pair) for pair in zip(batch, slots, strict=True))
+                    lane = (await asyncio.gather(*moves))[0]
+                times.append(time.perf_counter() - start)
         await self.receive()
         return times, lane
 
