@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-async def to_the_end(cleanup: Coroutine[Any, Any, object]) -> None:
-    """Await ``cleanup`` to its end. A cancellation that comes meanwhile is raised then, not before; else its error."""
+async def to_the_end(cleanup: Coroutine[Any, Any, T]) -> T:
+    """Await ``cleanup`` to its end, for its result. A cancellation that comes meanwhile is raised then, not before;
+    else its error."""
     task = asyncio.ensure_future(cleanup)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -22,4 +25,4 @@ async def to_the_end(cleanup: Coroutine[Any, Any, object]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled from task.exception()
-    task.result()
+    return task.result()

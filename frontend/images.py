@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -64,10 +65,10 @@ class ImageShelf:
         try:
             memory = slot.numpy(np.uint8, (size,))
             if size <= _SHORT:
-                _decode(url, start, memory)
+                sha256 = _decode(url, start, memory)
             else:
                 # To the end: while the thread writes, the memory must not become somebody else's.
-                await to_the_end(asyncio.to_thread(_decode, url, start, memory))
+                sha256 = await to_the_end(asyncio.to_thread(_decode, url, start, memory))
             # Any number of reads: an encode worker that fails is replaced by another, which reads again.
             readable = await self.connector.create_readable(slot.descriptor, lease=seconds, readers=None)
         except ValueError as error:
@@ -78,7 +79,7 @@ class ImageShelf:
             slot.release()  # The readable holds its own reference.
         await stack.enter_async_context(readable)
         EXPOSED.inc(size)
-        return BufferImage(record=readable.metadata().model_dump_json().encode(), size=size)
+        return BufferImage(record=readable.metadata().model_dump_json().encode(), size=size, sha256=sha256)
 
     def _allocate(self, size: int) -> Slot:
         try:
@@ -107,16 +108,20 @@ def _decoded_size(url: str, start: int) -> int:
     return max(1, (len(url) - start) // 4 * 3 - padding)
 
 
-def _decode(url: str, start: int, memory: npt.NDArray[np.uint8]) -> None:
-    """Raises ``ValueError`` for everything that is not the one canonical way to write these bytes."""
+def _decode(url: str, start: int, memory: npt.NDArray[np.uint8]) -> str:
+    """Fills the memory; the SHA-256 of the bytes, in hex. Raises ``ValueError`` for everything that is not the one
+    canonical way to write these bytes."""
+    digest = hashlib.sha256()
     written = 0
     for begin in range(start, len(url), _CHUNK):
         piece = binascii.a2b_base64(url[begin : begin + _CHUNK], strict_mode=True)
         # Padding in the middle would make a piece short.
         memory[written : written + len(piece)] = np.frombuffer(piece, np.uint8)
+        digest.update(piece)
         written += len(piece)
     if written != len(memory):
         raise ValueError("padding in the middle")
+    return digest.hexdigest()
 
 
 def _refused(code: ErrorCode, message: str, reference: ImageReference) -> ApiError:

@@ -4,7 +4,7 @@ from components.media.addresses import is_public
 from components.media.decode import decode
 from components.media.errors import MediaError
 from components.media.fetch import Fetcher, Policy
-from components.media.hash import content_hash
+from components.media.hash import content_hash, salted
 from components.media.limits import Limits
 
-__all__ = ["Fetcher", "Limits", "MediaError", "Policy", "content_hash", "decode", "is_public"]
+__all__ = ["Fetcher", "Limits", "MediaError", "Policy", "content_hash", "decode", "is_public", "salted"]

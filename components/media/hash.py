@@ -10,5 +10,9 @@ def content_hash(data: bytes | memoryview, salt: str = "") -> str:
 
     With another ``salt`` it is another picture, which nobody who does not know the salt can name.
     """
-    digest = hashlib.sha256(data).hexdigest()
+    return salted(hashlib.sha256(data).hexdigest(), salt)
+
+
+def salted(digest: str, salt: str) -> str:
+    """The ``content_hash`` of bytes whose SHA-256 is known already."""
     return hashlib.sha256(f"{digest}/{salt}".encode()).hexdigest() if salt else digest

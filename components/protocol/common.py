@@ -28,11 +28,13 @@ class UrlImage(Message, tag="url"):
 class BufferImage(Message, tag="buffer"):
     """A picture whose encoded bytes (PNG, JPEG, …) stay in the frontend as a NIXL readable buffer.
 
-    ``record`` is the ``RdmaMetadata`` as JSON; ``size`` is the byte count it must describe.
+    ``record`` is the ``RdmaMetadata`` as JSON; ``size`` is the byte count it must describe. ``sha256`` of the bytes, in
+    hex, spares reading those that encode knows; what is read must be what it says.
     """
 
     record: bytes
     size: Annotated[int, msgspec.Meta(ge=1)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 ImageSource = UrlImage | BufferImage

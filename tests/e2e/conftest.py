@@ -15,6 +15,7 @@ import pytest_asyncio
 from benchmarks.reference import Reference
 from benchmarks.stack import Stack, running_stack
 from components.discovery import Registry, View
+from components.media import content_hash
 from components.messaging import Bus, Context
 from components.nixl_connect import Connector, Pool
 from components.protocol import (
@@ -106,8 +107,10 @@ class Inside:
         *,
         model: str,
         cache_salt: str = "",
+        sha256_of: str | None = None,
     ) -> tuple[list[int], GenerateDone]:
-        """Ask a decode instance as a processor does, with pictures exposed as a frontend does."""
+        """Ask a decode instance as a processor does, with pictures exposed as a frontend does; ``sha256_of`` is said of
+        each instead of the truth."""
         images, exposed = [], []
         for data in pictures:
             slot = self.pool.allocate(len(data))
@@ -115,7 +118,8 @@ class Inside:
             readable = await self.connector.create_readable(slot.descriptor, readers=None)
             slot.release()
             exposed.append(readable)
-            images.append(BufferImage(record=readable.metadata().model_dump_json().encode(), size=len(data)))
+            record, sha256 = readable.metadata().model_dump_json().encode(), sha256_of or content_hash(data)
+            images.append(BufferImage(record=record, size=len(data), sha256=sha256))
         request = GenerateRequest(
             model=model, token_ids=tuple(token_ids), images=tuple(images), sampling=sampling, cache_salt=cache_salt
         )

@@ -12,9 +12,11 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
+from benchmarks.reference import Reference
+from components.messaging import CallError
 from tests.e2e.conftest import Inside
 from tests.e2e.test_http import part
-from tests.e2e.test_tokens import picture
+from tests.e2e.test_tokens import SQUARE, Case, greedy, picture, turn
 from tests.media.pictures import bomb, encoded
 from tests.media.webserver import WebServer, web_server
 
@@ -135,3 +137,17 @@ async def test_the_bad_picture_is_named(http: httpx.AsyncClient) -> None:
     response = await post(http, part(picture(97)), part(b"no picture"), part(picture(96)))
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "messages.0.content.1"
+
+
+async def test_a_picture_that_is_not_what_its_hash_says(inside: Inside, reference: Reference) -> None:
+    """Known pictures are found by what a message says of them: what is kept is kept under what was read."""
+    case = Case(1, 4, (SQUARE,))
+    _, ids = turn(reference, case)
+    (decode,) = inside.instances("decode").values()
+    with pytest.raises(CallError, match="SHA-256") as caught:
+        await inside.generate(decode, ids, case.pictures, greedy, model="tiny-vl", sha256_of="0" * 64)
+    assert caught.value.code == "transfer_failed"
+    await inside.idle()
+    with pytest.raises(CallError):  # and nothing was kept under that name
+        await inside.generate(decode, ids, [picture(98)], greedy, model="tiny-vl", sha256_of="0" * 64)
+    await inside.idle()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -37,7 +38,9 @@ async def test_bytes_lie_in_the_pool_while_the_block_runs(shelf: ImageShelf) -> 
     url = ImageReference("https://example.invalid/", "messages.0.content.9")
     trace = Trace("frontend")
     async with shelf.expose([*map(reference, pictures), url], 30.0, trace) as sources:
-        assert [source.size for source in sources if isinstance(source, BufferImage)] == [1, 1000, 300_000]
+        buffers = [source for source in sources if isinstance(source, BufferImage)]
+        assert [source.size for source in buffers] == [1, 1000, 300_000]
+        assert [source.sha256 for source in buffers] == [hashlib.sha256(data).hexdigest() for data in pictures]
         assert sources[3] == UrlImage(url="https://example.invalid/")
         assert shelf.connector.counters().leases == 3
         assert shelf.pool.used >= 301_001

@@ -36,16 +36,22 @@ class EmbeddingCache:
         self.hits = 0
         self.misses = 0
 
-    async def get(self, hash: str, make: Callable[[], Awaitable[Entry]]) -> tuple[Entry, bool]:
-        """The entry, its slot retained for the caller, and whether it was there already.
-
-        Of several that ask for the same picture at once one makes it; it is made to the end also when they all leave.
-        """
+    def known(self, hash: str) -> Entry | None:
+        """The entry if it is there, its slot retained for the caller."""
         entry = self._entries.get(hash)
         if entry is not None:
             self._entries.move_to_end(hash)
             self.hits += 1
             entry.slot.retain()
+        return entry
+
+    async def get(self, hash: str, make: Callable[[], Awaitable[Entry]]) -> tuple[Entry, bool]:
+        """The entry, its slot retained for the caller, and whether it was there already.
+
+        Of several that ask for the same picture at once one makes it; it is made to the end also when they all leave.
+        """
+        entry = self.known(hash)
+        if entry is not None:
             return entry, True
         self.misses += 1
         task = self._making.get(hash)

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from components.config import Topology
-from components.engines.base import EncodeEngine
+from components.engines.base import EncodeEngine, EngineError
 from components.engines.load import engine
-from components.media import Fetcher, Limits, Policy, content_hash, decode
+from components.media import Fetcher, Limits, Policy, content_hash, decode, salted
 from components.messaging import CallError, Context, operation
 from components.nixl_connect import Connector
-from components.protocol import Embedding, EncodeRequest, ErrorCode
+from components.protocol import BufferImage, Embedding, EncodeRequest, ErrorCode
 from components.runtime import Panel
 from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
@@ -84,10 +84,16 @@ class EncodeService:
 
     async def _find(self, request: EncodeRequest, trace: Trace) -> Entry:
         """The picture's embedding, made if need be; its slot is retained."""
+        said = salted(request.image.sha256, request.cache_salt) if isinstance(request.image, BufferImage) else None
+        if said is not None and (known := self._cache.known(said)) is not None:
+            trace.add("cached embedding", 0.0)
+            return known
         self._batcher.expected += 1
         try:
             data = await self._sources.load(request.image, trace)
-            hash = content_hash(data, request.cache_salt)
+            hash = await asyncio.to_thread(content_hash, data, request.cache_salt)
+            if said is not None and hash != said:
+                raise EngineError("transfer_failed", "a picture's bytes are not those of its SHA-256")
             with trace.step("encode") as step:
                 entry, cached = await self._cache.get(hash, lambda: self._make(hash, data))
                 step.name = "cached embedding" if cached else "encode"
