@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import io
 import json
 import os
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import plot_serve, serve_page
+from benchmarks.chat import chat_body
 from benchmarks.hops import hop_table
 from benchmarks.reference import Reference
 from benchmarks.stack import running_stack
@@ -71,18 +71,7 @@ def questions(count: int, seed: int, size: int = 224) -> list[Question]:
 
 async def ask(client: httpx.AsyncClient, model: str, question: Question, tokens: int) -> Timing:
     """One streamed request over HTTP."""
-    url = "data:image/png;base64," + base64.b64encode(question.png).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "trace": True,
-    }
+    body = chat_body(model, question.png, question.text, tokens)
     began = time.perf_counter()
     first = 0.0
     usage: dict[str, Any] = {}

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import io
 import itertools
@@ -41,6 +40,7 @@ import yaml
 from PIL import Image
 
 from benchmarks import plot_serve, sglang_page
+from benchmarks.chat import chat_body
 from benchmarks.hops import hop_table
 from benchmarks.sglang_load import in_turns, one_turn, percentile, summary, ttft
 from benchmarks.sglang_stacks import BareSplit, Panels, Question, Stack, Whole, engines, panels
@@ -131,18 +131,7 @@ class Questions:
 
     def question(self, picture: bytes, tokens: int) -> Question:
         text = "".join(f" {word}" for word in self._random.choice(self._words, self._length))
-        url = "data:image/png;base64," + base64.b64encode(picture).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
-        body = {
-            "model": "sized",
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "trace": True,
-        }
+        body = chat_body("sized", picture, text, tokens)
         side = self._size.picture // _PATCH
         return Question(msgspec.json.encode(body), self._ids(text), (1, side, side))
 

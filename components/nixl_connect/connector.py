@@ -29,11 +29,11 @@ from .operations import (
     WriteOperation,
 )
 from .owner import OwnerThread
+from .parts import lane_of, match
 from .pool import Pool, Slab
 from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor, host_id
 from .registration import Hold
 from .states import OperationKind, OperationStatus
-from .transfer import lane_of, match
 from .wire import KEY_BYTES
 
 T = TypeVar("T")

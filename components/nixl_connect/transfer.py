@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from .agent import Agent, Progress, Span
+from .agent import Agent, Progress
 from .counters import Flow, Tally
-from .descriptor import Descriptor
 from .device import Device
 from .errors import (
     BackendFailed,
@@ -24,7 +22,6 @@ from .errors import (
     Cancelled,
     ConnectorClosed,
     DeadlineExceeded,
-    InvalidBuffer,
     LeaseExpired,
     PeerLost,
     RecordConsumed,
@@ -34,6 +31,7 @@ from .lanes import LaneWatch
 from .lease import Front
 from .moves import Move, Mover
 from .owner import Timer
+from .parts import parts, spans
 from .peers import Peer
 from .record import RdmaMetadata, host_id
 from .registration import Hold
@@ -44,7 +42,7 @@ EARLY_READ_S = 1.0
 """A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
 that its owner has unregistered would break the connection for everybody else on it."""
 LARGE_READ = 16 << 20
-"""Bytes that take longer than a claim and its grant between two GPUs, and far longer between two memories."""
+"""Bytes that take longer than a claim and its grant, between two GPUs."""
 RESEND_S = 0.1
 """A claim without an answer is sent again, with our connection metadata: the peer may have forgotten us."""
 
@@ -54,15 +52,6 @@ _REFUSALS: dict[Reason, Callable[[str], TransferError]] = {
     Reason.CANCELLED: Cancelled,
     Reason.DEADLINE: LeaseExpired,
 }
-
-
-@dataclass(slots=True)
-class Part:
-    """Buffers that go in one NIXL transfer: all of one device here and one device there."""
-
-    indices: list[int]
-    local_device: Device
-    remote_device: Device
 
 
 class Transfer:
@@ -98,16 +87,6 @@ class Transfer:
         self.landed = 0
         """Buffers whose bytes have all arrived"""
         self.timers: list[Timer] = []
-
-
-def lane_of(buffers: Iterable[Descriptor], record: RdmaMetadata) -> str:
-    """The lane's name: kind of memory here and there, ``+staged`` through bounce buffers, ``@net`` between hosts."""
-    here = {"cpu" if buffer.device.is_host else "cuda" for buffer in buffers}
-    there = {item.device.partition(":")[0] for item in record.descriptors}
-    name = f"{'+'.join(sorted(here))}-{'+'.join(sorted(there))}"
-    if record.host != host_id():
-        return f"{name}@net"
-    return name if here == there else f"{name}+staged"
 
 
 class Transfers:
@@ -170,8 +149,9 @@ class Transfers:
         front.moved(OperationStatus.INITIALIZED)
         transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
         early = transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
-        # Whichever takes longer goes first: the bytes, or the claim's way there and back.
-        bytes_first = early and transfer.size >= LARGE_READ
+        # Whichever takes longer goes first: the bytes, or the claim's way there and back. Only on a GPU do bytes move
+        # by themselves: host memory is copied, or written to a socket, by the call that posts.
+        bytes_first = early and transfer.size >= LARGE_READ and not transfer.buffers[0].device.is_host
         if not bytes_first:
             self._claim(transfer, again=False)
         if not staged:
@@ -306,10 +286,10 @@ class Transfers:
     def _prepare(self, transfer: Transfer, indices: list[int]) -> None:
         transfer.unposted.difference_update(indices)
         identity = transfer.peer.identity
-        for part in _parts(transfer, indices):
+        for part in parts(transfer.buffers, transfer.record, indices):
             if transfer.over:
                 return
-            local, remote = _spans(transfer, part)
+            local, remote = spans(transfer.hold, transfer.record, part)
             try:
                 move = self.mover.prepare(
                     transfer.kind, local, part.local_device, remote, part.remote_device, identity, transfer.same_host
@@ -404,45 +384,3 @@ class Transfers:
         except TransferError:
             # Terminal, yet not freed: NIXL keeps it until the agent goes. Nothing of ours depends on it.
             self._tally.refused["handle_release"] = self._tally.refused.get("handle_release", 0) + 1
-
-
-def _spans(transfer: Transfer, part: Part) -> tuple[list[Span], list[Span]]:
-    """What lies side by side within one registration on both sides is one span: NIXL posts each by itself, and to a GPU
-    one costs 7 µs."""
-    here, there = part.local_device.id, part.remote_device.id
-    local: list[Span] = []
-    remote: list[Span] = []
-    before = None
-    for index in part.indices:
-        buffer, item = transfer.buffers[index], transfer.record.descriptors[index]
-        regions = transfer.hold.regions[index], item.region
-        if regions == before and sum(local[-1][:2]) == buffer.ptr and sum(remote[-1][:2]) == item.ptr:
-            local[-1] = (local[-1][0], local[-1][1] + buffer.size, here)
-            remote[-1] = (remote[-1][0], remote[-1][1] + item.size, there)
-        else:
-            local.append((buffer.ptr, buffer.size, here))
-            remote.append((item.ptr, item.size, there))
-        before = regions
-    return local, remote
-
-
-def _parts(transfer: Transfer, indices: list[int]) -> list[Part]:
-    parts: dict[tuple[Device, str], Part] = {}
-    for index in indices:
-        here, there = transfer.buffers[index].device, transfer.record.descriptors[index].device
-        part = parts.get((here, there))
-        if part is None:
-            part = parts[here, there] = Part([], here, Device(there))
-        part.indices.append(index)
-    return list(parts.values())
-
-
-def match(record: RdmaMetadata, buffers: list[Descriptor]) -> None:
-    """Raise ``InvalidBuffer`` unless the local buffers fit the record's, one for one."""
-    if len(buffers) != len(record.descriptors):
-        raise InvalidBuffer(f"{len(buffers)} local buffers for a record of {len(record.descriptors)}")
-    for index, (buffer, item) in enumerate(zip(buffers, record.descriptors, strict=True)):
-        if buffer.size != item.size:
-            raise InvalidBuffer(f"buffer {index} has {buffer.size} bytes here and {item.size} there")
-        if record.operation_kind is OperationKind.READ and not buffer.writable:
-            raise InvalidBuffer(f"buffer {index} is read-only and cannot be a destination")

@@ -24,6 +24,7 @@ def happened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     driver = SimpleNamespace(device_count=2, make_current=lambda device: found.append(f"current {device}"))
     monkeypatch.setattr(cuda, "driver", lambda: driver)
+    monkeypatch.setenv("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "y")  # else the agent sets it, and it stays
     api, bindings = module.load_nixl()
 
     def made(*arguments: Any) -> Any:
