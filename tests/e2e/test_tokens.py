@@ -111,7 +111,7 @@ async def test_the_bytes_that_moved_are_shape_times_dtype(
     inside: Inside, reference: Reference, sizes: tuple[tuple[int, int], ...]
 ) -> None:
     (decode,) = inside.instances("decode").values()
-    case = Case(77, 5, sizes)
+    case = Case(77 + len(sizes), 5, sizes)  # pictures that encode does not know: those it would not read
     _, ids = turn(reference, case)
     _, done = await inside.generate(decode, ids, case.pictures, greedy, model="tiny-vl")
 

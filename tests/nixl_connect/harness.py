@@ -202,6 +202,10 @@ class Commands:
         """Of every operation that is not forgotten."""
         return {number: operation.status.name for number, operation in self.operations.items()}
 
+    async def errors(self) -> dict[int, str]:
+        """Of every operation that is not forgotten."""
+        return {number: repr(operation.error) for number, operation in self.operations.items()}
+
     async def settle(self) -> None:
         """What was asked of the owner thread so far has been done."""
         await self.connector.start()
@@ -353,8 +357,8 @@ class Remote:
         await self.ask("halt_before", step=step)
 
     async def until_halted(self) -> None:
-        async with asyncio.timeout(30):
-            await self.halted
+        done, _ = await asyncio.wait([self.halted], timeout=30)
+        assert done, f"it did not halt: {await self.ask('statuses')}, {await self.ask('errors')}"
 
     def signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
