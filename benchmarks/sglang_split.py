@@ -88,8 +88,6 @@ def topology(model: Path, place: Place, dtype: str, batch: int) -> dict[str, Any
     arguments: dict[str, Any] = {"load_format": "dummy", "disable_radix_cache": True}
     graphs: dict[str, Any] = {}
     if place.decode != "cpu":
-        # Each engine's pool is capped; what others leave of the GPU while it loads must only not look too little.
-        arguments["mem_fraction_static"] = 0.95
         graphs["cuda_graph_bs_decode"] = [*(size for size in _GRAPHS if size < batch), batch]
     return {
         "engine": "sglang",
