@@ -13,7 +13,7 @@ from http import HTTPStatus
 import numpy as np
 import numpy.typing as npt
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.nixl_connect import Connector, Pool, PoolExhausted, Slot
 from components.protocol import BufferImage, ErrorCode, ImageSource, UrlImage
 from components.telemetry.trace import Trace

@@ -10,17 +10,26 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # etcd3's generated code needs it before protobuf is first imported, whoever imports that.
 os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 
+from components import aio, background
 from components.config import ConfigError, Topology, load
 from components.protocol import Role
 from components.telemetry import logs
 
 log = logging.getLogger(__name__)
+
+FAILED = 70
+"""Exit status of a process whose background work has failed (``EX_SOFTWARE`` of sysexits.h)."""
+
+_LAST_SECONDS = 5.0
+"""How long a process that has failed may take to leave discovery and tell its callers."""
 
 MODULES: dict[Role, str] = {
     "frontend": "frontend.service",
@@ -50,6 +59,7 @@ def start(role: Role, topology: Topology, instance: str | None) -> int:
     """Runs the role until it ends or is told to; returns the exit status.
 
     The first SIGTERM or SIGINT cancels ``run``, which drains in its ``finally`` blocks; the second ends the process.
+    Background work that fails cancels it too, and ends the process ``_LAST_SECONDS`` later at the latest.
     """
     logs.setup(topology.log_level)
     module = importlib.import_module(MODULES[role])
@@ -60,8 +70,8 @@ def start(role: Role, topology: Topology, instance: str | None) -> int:
 
 
 async def _until_stopped(role: Coroutine[object, object, None]) -> int:
-    task = asyncio.ensure_future(role)
-    stopping = False
+    task = aio.child(role)
+    stopping = failed = False
 
     def stop(number: signal.Signals) -> None:
         nonlocal stopping
@@ -72,12 +82,26 @@ async def _until_stopped(role: Coroutine[object, object, None]) -> int:
         log.info("%s: draining", number.name)
         task.cancel()
 
+    def fail(reason: str) -> None:
+        """On any thread; this one may never run again."""
+        nonlocal failed
+        if failed:
+            return
+        failed = True
+        log.critical("%s: this process ends", reason)
+        last = threading.Timer(_LAST_SECONDS, os._exit, [FAILED])
+        last.daemon = True
+        last.start()
+        with suppress(RuntimeError):  # The loop has ended, and with it the role.
+            loop.call_soon_threadsafe(task.cancel)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not stopping:
-            raise
-    return 0
+    with background.ends_process(fail):
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not stopping and not failed:
+                raise
+    return FAILED if failed else 0

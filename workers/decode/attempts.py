@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.engines.base import DecodeEngine, Reservation
 from components.messaging import CallError
 from components.protocol import ErrorCode, Sampling

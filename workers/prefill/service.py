@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.config import Topology
 from components.engines.base import ImageInfo, PrefillEngine, Prompt
 from components.engines.load import engine

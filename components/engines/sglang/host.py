@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.engines.base import EngineError
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.scheduler import run_scheduler

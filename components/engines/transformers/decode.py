@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 import torch
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.engines.base import EngineError, Reservation
 from components.engines.transformers.batch import Batch, Running
 from components.engines.transformers.checkpoint import Checkpoint

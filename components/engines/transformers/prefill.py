@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 from components.engines.base import EngineError, FirstToken, ImageInfo, Prompt
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.kv import KVPool, Run, cut

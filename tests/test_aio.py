@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from components.cleanup import to_the_end
+from components.aio import to_the_end
 
 
 async def test_a_cancellation_waits_for_the_end() -> None:

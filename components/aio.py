@@ -1,0 +1,68 @@
+"""What asyncio leaves to be written: a clean-up that a cancellation does not cut short, and work that an event ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_children: set[asyncio.Task[Any]] = set()
+"""The event loop keeps weak references only."""
+
+
+def child(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+    """Start a task whose starter awaits it, or cancels it and then awaits it: its outcome is the starter's.
+
+    A task that nobody awaits is background work and belongs to ``components.background``.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    _children.add(task)
+    task.add_done_callback(_children.discard)
+    return task
+
+
+async def to_the_end(cleanup: Coroutine[Any, Any, T]) -> T:
+    """Await ``cleanup`` to its end, for its result. A cancellation that comes meanwhile is raised then, not before;
+    otherwise its error.
+
+    A request can be cancelled at any ``await``, also at one in its own ``finally``: the caller dies just when the
+    request has failed, a deadline is followed by a disconnect. What comes after that ``await`` would then never run.
+    """
+    task = child(cleanup)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from (None if task.cancelled() else task.exception())
+    return task.result()
+
+
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of ``work``; None if ``event`` comes first, which cancels the work.
+
+    Returns, or is cancelled, only after the work has ended.
+    """
+    working, waiting = child(work), child(event.wait())
+    try:
+        await asyncio.wait((working, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        return None
+    finally:
+        await end(working, waiting)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and return when each has ended; their outcomes are dropped."""
+    for task in tasks:
+        task.cancel()
+    await to_the_end(_gathered(tasks))
+
+
+async def _gathered(tasks: tuple[asyncio.Task[Any], ...]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
