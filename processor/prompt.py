@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.messaging import CallError
-from components.protocol import ErrorCode, ImagePart, ImageSource, Turn
+from components.protocol import ErrorCode, ImagePart, ImageSource, Turn, context_exceeded
 from processor.model_files import ModelFiles
 from processor.template import ChatTemplate, TemplateError
 from processor.tokenizer import Guard, PromptTokenizer
@@ -43,9 +43,8 @@ class Prompter:
             raise _refused("The model's chat template does not take pictures in these places.")
         if len(token_ids) >= self._max_context:
             raise CallError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {len(token_ids)} tokens without its pictures; "
-                f"prompt and answer together may have {self._max_context}.",
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                context_exceeded(self._max_context, len(token_ids)),
                 param="messages",
             )
         return Prompt(token_ids, images)

@@ -12,7 +12,7 @@ from components.protocol.chat import (
 )
 from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
 from components.protocol.encode import Embedding, EncodeRequest
-from components.protocol.errors import ErrorCode
+from components.protocol.errors import ErrorCode, context_exceeded
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
 from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, ReserveRequest
@@ -52,5 +52,6 @@ __all__ = [
     "Turn",
     "UrlImage",
     "Usage",
+    "context_exceeded",
     "subject",
 ]

@@ -166,7 +166,7 @@ def test_no_such_model(client: openai.OpenAI) -> None:
 def test_too_long_a_prompt(client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="tiny-vl", messages=turn("word " * 20_000), stream=stream)
-    assert refused.value.code == "prompt_too_long"
+    assert refused.value.code == "context_length_exceeded"
 
 
 async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: Inside, reference: Reference) -> None:
@@ -178,7 +178,7 @@ async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: 
     assert (await http.post("/v1/chat/completions", json=alone)).status_code == 200
     response = await http.post("/v1/chat/completions", json={**alone, "messages": turn(text, *[picture(1)] * 3)})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == "prompt_too_long"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
     await inside.idle()
 
 

@@ -319,7 +319,7 @@ async def test_a_request_that_kills_every_worker_ends(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        ("prompt_too_long", 400),
+        ("context_length_exceeded", 400),
         ("image_undecodable", 400),
         ("image_too_large", 400),
         ("image_unreachable", 422),
