@@ -131,7 +131,6 @@ NOT_YET = {
     "components/engines/trtllm",
     "components/messaging",
     "components/nodes",
-    "frontend",
     "processor",
     "workers/decode",
     "workers/encode",

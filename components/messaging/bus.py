@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from components.messaging.calls import Call, Calls, Stream
 from components.messaging.context import Context
 from components.messaging.errors import CallError
+from components.messaging.frames import HEADROOM
 from components.messaging.links import BEAT, Links
 from components.messaging.service import Operation, Service
 from components.messaging.wire import Wire, check_subject
@@ -74,6 +75,11 @@ class Bus:
     def connected(self) -> bool:
         """Whether NATS is there right now."""
         return self._wire.up
+
+    @property
+    def largest_request(self) -> int:
+        """Bytes that a request may have, as NATS was set up."""
+        return self._wire.max_payload - HEADROOM
 
     @property
     def open_calls(self) -> int:

@@ -14,6 +14,8 @@ class Instance(Message):
     """One running process of a role. ``capacity`` is how many requests it works on at once.
 
     ``model`` is the served name, ``revision`` the weights' digest; both empty for roles that hold no model.
+    A processor says how many tokens prompt and answer may have together (``max_context``), and how many bytes of text
+    one token stands for at most (``longest_token``), so that the frontend can refuse by length; 0 for other roles.
     """
 
     role: Role
@@ -23,6 +25,8 @@ class Instance(Message):
     revision: str = ""
     engine: str = ""
     capacity: Count = 1
+    max_context: Count = 0
+    longest_token: Count = 0
     host: str = ""
     pid: int = 0
     protocol: int = VERSION
