@@ -241,6 +241,18 @@ def test_run_is_one_role_that_drains_on_sigterm(start: Start, monkeypatch: pytes
     assert "drained" in stack.output
 
 
+def test_a_role_that_still_loads_its_weights_in_a_thread_ends_at_once(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (folder / "load-decode").touch()
+    stack = start("run", "decode", "--id", "decode-x")
+    stack.wait_for("loading")
+    stack.send(signal.SIGTERM)
+    assert stack.end(10.0) == 0
+    stack.gone()
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_line(start: Start, folder: Path) -> None:
     (folder / ".triptych").write_text("not a folder")
     stack = start("up", *ports())
