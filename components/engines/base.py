@@ -139,8 +139,12 @@ class PrefillEngine(Protocol):
         """What ``DecodeEngine.reserve`` must be told of this engine and a prompt; ``token_ids`` are not expanded."""
         ...
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again."""
+    async def prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
+        """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again.
+
+        ``seconds`` are what the request has left. However many of them the prompt waits and computes, the target stays
+        claimed; a transfer's own deadline is for the bytes alone.
+        """
         ...
 
     def held(self) -> dict[str, int]:
@@ -181,8 +185,12 @@ class DecodeEngine(Protocol):
         """Raises EngineError ``prompt_too_long`` when there is no room for a single new token after the prompt."""
         ...
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
-        """Wait for KV memory, in order of asking, and expose it to the prefill engine that says ``source``."""
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
+        """Wait for KV memory, in order of asking, and expose it to the prefill engine that says ``source``.
+
+        It stays exposed until it is released, for ``seconds`` at most: what the request has left. How long prefill
+        takes before it comes to write is not known here.
+        """
         ...
 
     def generate(

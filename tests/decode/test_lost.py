@@ -64,7 +64,7 @@ class Engine:
     def held(self) -> dict[str, int]:
         return {"rooms": len(self.rooms)}
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         room = Room(self)
         self.rooms.add(room)
         return room

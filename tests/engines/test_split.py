@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,13 +56,13 @@ class Engines:
         rows = self.embed(pictures)
         try:
             expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
-            reservation = await self.decode.reserve(len(expanded), sampling, b"")
+            reservation = await self.decode.reserve(len(expanded), sampling, b"", 60)
 
             async def target() -> bytes:
                 return reservation.target
 
             try:
-                first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target())
+                first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target(), 60)
             except BaseException:
                 reservation.release()
                 raise
@@ -104,7 +105,7 @@ async def engines() -> AsyncIterator[Engines]:
     checkpoint = Checkpoint.open(str(MODEL))
     async with Connector() as near, Connector() as far:
         prefill = TransformersPrefillEngine(checkpoint, near, kv_tokens=4096, max_batch_tokens=2048, deadline=20)
-        decode = TransformersDecodeEngine(checkpoint, far, kv_tokens=4096, block_tokens=16, max_batch=8, lease=20)
+        decode = TransformersDecodeEngine(checkpoint, far, kv_tokens=4096, block_tokens=16, max_batch=8, deadline=20)
         await prefill.start()
         await decode.start()
         pool = await near.create_pool(1 << 24)
@@ -227,16 +228,78 @@ async def test_a_cancelled_prefill_gives_everything_back(engines: Engines, refer
     await engines.idle()
 
 
+@contextmanager
+def slow(engines: Engines) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The model stops in its second layer until ``go`` is set; ``there`` is set when it is there."""
+    there, go = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        there.set()
+        assert go.wait(30)
+
+    hook = engines.prefill._model.language_model.layers[1].register_forward_pre_hook(wait)
+    try:
+        yield there, go
+    finally:
+        hook.remove()
+        go.set()
+
+
+SHORT = 0.1
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_transfers_deadline_does_not_run_while_a_prompt_computes_or_waits(
+    engines: Engines, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.prefill, "_deadline", SHORT)
+    monkeypatch.setattr(engines.decode, "_deadline", SHORT)
+    prompts = [ask(reference, text, 0) for text in ("Hello there!", "And you?")]
+    expected = [reference.chat(messages, [], TOKENS).token_ids for messages, _ in prompts]
+    with slow(engines) as (there, go):
+        computing = asyncio.create_task(engines.answer(prompts[0][1], [], greedy))
+        await until(there.is_set, lambda: computing)
+        waiting = asyncio.create_task(engines.answer(prompts[1][1], [], greedy))
+        await asyncio.sleep(5 * SHORT)
+        go.set()
+        assert [await computing, await waiting] == expected
+    await engines.idle()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
+    engines: Engines, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.prefill, "_deadline", SHORT)
+    _, ids = ask(reference, "Hello there!", 0)
+    reservation = await engines.decode.reserve(len(ids), greedy, b"", 60)
+
+    async def target() -> bytes:
+        return reservation.target
+
+    go = threading.Event()
+    engines.connectors[1]._do(lambda _: go.wait(30) and None)  # The decode worker's data plane stands still.
+    try:
+        with pytest.raises(EngineError, match="after the last layer") as failed:
+            writing = engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target(), 60)
+            await asyncio.wait_for(writing, 20)
+        assert failed.value.code == "transfer_failed" and failed.value.retryable
+    finally:
+        go.set()
+    reservation.release()
+    await engines.idle()
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_target_of_another_layout_is_refused(engines: Engines, reference: Reference) -> None:
     _, ids = ask(reference, "What do you see?", 0)
-    reservation = await engines.decode.reserve(len(ids) + 1, greedy, b"")
+    reservation = await engines.decode.reserve(len(ids) + 1, greedy, b"", 60)
 
     async def target() -> bytes:
         return reservation.target
 
     with pytest.raises(EngineError) as refused:
-        await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target())
+        await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target(), 60)
     assert refused.value.code == "transfer_failed"
     reservation.release()
 
@@ -250,7 +313,7 @@ async def test_a_prefill_cancelled_while_it_fails_gives_everything_back(engines:
         raise EngineError("peer_lost", "the decode worker died", retryable=True)
 
     for steps in range(1, 13):
-        task = asyncio.create_task(engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target()))
+        task = asyncio.create_task(engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target(), 60))
         for _ in range(steps):
             await asyncio.sleep(0)
         for _ in range(2):

@@ -82,8 +82,8 @@ async def test_a_salt_parts_the_prefix_caches_of_both_halves() -> None:
         for salt in ("", "ann", "bob"):
             host.asked.clear()
             expanded = prefill.expand(ids, [each.tokens for each in images])
-            await prefill.prefill(Prompt(expanded, images, sampling, salt), target)
-            await decode.reserve(len(expanded), sampling, prefill.source(ids, images, salt))
+            await prefill.prefill(Prompt(expanded, images, sampling, salt), target, 60)
+            await decode.reserve(len(expanded), sampling, prefill.source(ids, images, salt), 60)
             assert [asked["extra_key"] for asked in host.asked] == [salt or None] * 2
             assert host.asked[0]["input_ids"] == host.asked[1]["input_ids"]
             hashes = [[item["hash"] for item in asked["image_data"] or []] for asked in host.asked]
@@ -191,11 +191,11 @@ def test_the_bootstrap_port_of_the_topology_is_the_one_that_decode_is_told() -> 
         Arguments.for_prefill(checkpoint, load(None, ["engine=sglang", f'prefill.engine_arguments={{"{name}": "x"}}']))
 
 
-def test_time_outs_are_the_lease_and_a_crash_is_not_waited_for() -> None:
-    topology = load(None, ["engine=sglang", "transfer.lease_seconds=20"])
+def test_time_outs_cover_what_they_name_and_a_crash_is_not_waited_for() -> None:
+    topology = load(None, ["engine=sglang", "transfer.lease_seconds=20", "frontend.request_timeout_seconds=90"])
     environment = Arguments.for_decode(Checkpoint.open(str(MODEL), device="cpu"), topology).environment
     assert environment["SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT"] == "20"
-    assert environment["SGLANG_DISAGGREGATION_WAITING_TIMEOUT"] == "20"
+    assert environment["SGLANG_DISAGGREGATION_WAITING_TIMEOUT"] == "90"
     assert environment["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == environment["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] == "0"
 
 
@@ -237,7 +237,7 @@ async def test_rows_that_do_not_fit_the_prompt_never_reach_the_engine(
     target: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     target.set_result(write_room(7))
     with pytest.raises(EngineError) as refused:
-        await engine.prefill(prompt, target)
+        await engine.prefill(prompt, target, 60)
     assert refused.value.code == code
     assert engine.held() == {"engine requests": 0}
     if code == "transfer_failed":  # known before a byte has moved
@@ -288,7 +288,7 @@ async def test_a_prompt_that_prefill_and_decode_count_differently_is_refused() -
     placeholder = int(checkpoint.config.image_token_id)
     source = msgspec.msgpack.encode(Source("127.0.0.1", 8998, [1, placeholder], [(1, 4, 4)], 7, ""))
     with pytest.raises(EngineError) as refused:
-        await engine.reserve(6, Sampling(max_tokens=4), source)  # it is five: one, and four rows
+        await engine.reserve(6, Sampling(max_tokens=4), source, 60)  # it is five: one, and four rows
     assert refused.value.code == "transfer_failed"
     assert engine.held() == {"KV tokens": 0, "engine requests": 0}
 

@@ -56,10 +56,10 @@ class Engines:
 
     async def first(self, text: str, rows: tuple[ImageRows, ...], sampling: Sampling = SAMPLING) -> FirstToken:
         ids = self.prefill.expand(self.ids(text, len(rows)), [image.tokens for image in rows])
-        return await self.prefill.prefill(Prompt(ids, rows, sampling), _target())
+        return await self.prefill.prefill(Prompt(ids, rows, sampling), _target(), 60)
 
     async def rest(self, first: FirstToken, sampling: Sampling = SAMPLING) -> list[int]:
-        reservation = await self.decode.reserve(0, sampling, b"")
+        reservation = await self.decode.reserve(0, sampling, b"", 60)
         stream = self.decode.generate(reservation, first.token, first.next_position, sampling, first.handover)
         return [token async for tokens in stream for token in tokens]
 
@@ -141,7 +141,7 @@ async def test_another_picture_is_another_answer(engines: Engines) -> None:
 async def test_a_salt_reaches_both_engines(engines: Engines, salt: str) -> None:
     contract_model.salts.clear()
     ids = engines.prefill.expand(engines.ids("What?", 0), [])
-    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), _target())
+    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), _target(), 60)
     assert await engines.rest(first) == engines.expected("What?", [])
     assert contract_model.salts == [salt or None] * 2
 
@@ -199,7 +199,7 @@ async def test_a_reader_that_leaves_later_ends_the_request(engines: Engines, mon
     long = Sampling(max_tokens=10_000)
     first = await engines.first("Hello", (), long)
     stream = engines.decode.generate(
-        await engines.decode.reserve(0, long, b""), first.token, first.next_position, long, first.handover
+        await engines.decode.reserve(0, long, b"", 60), first.token, first.next_position, long, first.handover
     )
     async with aclosing(stream):
         assert [first.token] == await anext(stream)
@@ -259,8 +259,8 @@ async def test_tokens_that_are_no_text_are_refused_with_pictures_only(engines: E
     half = engines.model.tokenizer.encode("你").ids[:1]
     ids = engines.prefill.expand(engines.ids("", 1) + half, [rows[0].tokens])
     with pytest.raises(EngineError, match="as text"):
-        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), _target())
-    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), _target())
+        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), _target(), 60)
+    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), _target(), 60)
     rows[0].slot.release()
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from components.aio import to_the_end
 from components.engines.base import DecodeEngine, Reservation
-from components.messaging import CallError
+from components.messaging import CallError, Context
 from components.protocol import ErrorCode, Sampling
 
 T = TypeVar("T")
@@ -21,12 +21,16 @@ T = TypeVar("T")
 class Attempt:
     """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over.
 
+    The memory is exposed for as long as the request, whose ``context`` it is, may take: prefill may have to wait and to
+    compute for long, and whoever holds the attempt knows at once when prefill is gone.
+
     ``sampling.max_tokens`` is cut to what the context has room for once the prompt's length is known.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, context: Context) -> None:
         self.id = secrets.token_hex(12)
         self.sampling = sampling
+        self.context = context
         self.reserving: asyncio.Task[Reservation] | None = None
         self.reserved = asyncio.Event()
 
@@ -66,8 +70,8 @@ class Attempts:
         return len(self._open)
 
     @asynccontextmanager
-    async def open(self, sampling: Sampling) -> AsyncIterator[Attempt]:
-        attempt = Attempt(sampling)
+    async def open(self, sampling: Sampling, context: Context) -> AsyncIterator[Attempt]:
+        attempt = Attempt(sampling, context)
         self._open[attempt.id] = attempt
         try:
             yield attempt
@@ -85,7 +89,9 @@ class Attempts:
         # Only here is it known how much of the context the pictures have left for the answer.
         room = self._engine.max_context - prompt_tokens
         attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
-        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source))
+        if not (seconds := attempt.context.remaining()):
+            raise CallError(ErrorCode.DEADLINE_EXCEEDED, "the request's time is over")
+        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source, seconds))
         reservation = await attempt.reserving
         attempt.reserved.set()
         return reservation.target

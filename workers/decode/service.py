@@ -114,7 +114,7 @@ class DecodeService:
 
         async def ask(prefiller: Instance) -> tuple[Attempt, Prefilled]:
             async with AsyncExitStack() as trying:
-                attempt = await trying.enter_async_context(self._attempts.open(request.sampling))
+                attempt = await trying.enter_async_context(self._attempts.open(request.sampling, context))
                 asked = PrefillRequest(
                     model=request.model,
                     token_ids=request.token_ids,

@@ -62,7 +62,7 @@ class PrefillService:
                 rows = tuple(image.rows for image in images)
                 prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
                 with as_call_errors():
-                    first = await self._engine.prefill(prompt, reserving)
+                    first = await self._engine.prefill(prompt, reserving, context.remaining())
             finally:
                 reserving.cancel()
             trace.add("compute", first.compute_seconds)

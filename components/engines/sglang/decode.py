@@ -62,7 +62,7 @@ class SGLangDecodeEngine:
                 f"{self.max_context}.",
             )
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         origin = read_source(source)
         counts = [rows(grid, self._merge) for grid in origin.grids]
         token_ids = expand(origin.token_ids, self._image_token_id, counts)

@@ -54,7 +54,7 @@ class SGLangPrefillEngine:
         number = content(self.format.revision, images)
         return msgspec.msgpack.encode(Source(host, port, list(token_ids), grids, number, cache_salt))
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
+    async def prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
         room = read_room(await target)
         images = None
         if prompt.images:

@@ -54,12 +54,12 @@ class TransformersDecodeEngine:
         kv_tokens: int,
         block_tokens: int,
         max_batch: int,
-        lease: float,
+        deadline: float,
     ) -> None:
         text = checkpoint.config.text_config
         self.max_context = min(checkpoint.max_context, kv_tokens)
         self._connector = connector
-        self._lease = lease
+        self._deadline = deadline
         self._max_batch = max_batch
         self._block = block_tokens
         self._model = checkpoint.language_model()
@@ -102,15 +102,13 @@ class TransformersDecodeEngine:
                 f"{self.max_context}.",
             )
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         # Whole blocks: what is left between two requests stays big enough for a third.
         blocks = -(-(prompt_tokens + sampling.max_tokens) // self._block)
         runs = await self.pool.acquire(blocks * self._block)
         try:
             pieces = self.pool.pieces(head(runs, prompt_tokens))
-            operation = await self._connector.create_writable(
-                [Descriptor(piece) for piece in pieces], lease=self._lease
-            )
+            operation = await self._connector.create_writable([Descriptor(piece) for piece in pieces], lease=seconds)
         except BaseException:
             self.pool.release(runs)
             raise
@@ -121,9 +119,10 @@ class TransformersDecodeEngine:
     ) -> AsyncGenerator[list[int], None]:
         assert isinstance(reservation, KVReservation)
         try:
-            await reservation.operation.wait_for_completion()
-        except TransferError as error:
-            raise EngineError("transfer_failed", f"KV did not arrive: {error}", retryable=True) from error
+            async with asyncio.timeout(self._deadline):  # Prefill said that all of it has landed.
+                await reservation.operation.wait_for_completion()
+        except (TransferError, TimeoutError) as error:
+            raise EngineError("transfer_failed", f"KV did not arrive: {error or 'in time'}", retryable=True) from error
         request = _Request(reservation, first_token, next_position, sampling)
         if request.accept(first_token):
             with self._wake:

@@ -27,7 +27,6 @@ class _Job:
     run: Run
     writer: KVWriter
     done: asyncio.Future[int]
-    started: asyncio.Event = field(default_factory=asyncio.Event)
     next_position: int = 0
     seconds: float = 0.0
     abandoned: bool = False
@@ -103,8 +102,8 @@ class TransformersPrefillEngine:
     def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # the decode engine exposes memory; whoever holds its record may write
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        task = asyncio.ensure_future(self._prefill(prompt, target))
+    async def prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
+        task = asyncio.ensure_future(self._prefill(prompt, target, seconds))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
@@ -115,7 +114,7 @@ class TransformersPrefillEngine:
             await asyncio.wait([task])
             raise
 
-    async def _prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
+    async def _prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
         target = asyncio.ensure_future(target)
         try:
             (run,) = await self.pool.acquire(len(prompt.token_ids), contiguous=True)
@@ -125,9 +124,9 @@ class TransformersPrefillEngine:
         job = _Job(prompt, run, KVWriter(self.pool.layers), asyncio.get_running_loop().create_future())
         try:
             self._queue.put(job)
-            await self._attach(job, await target)
+            await self._attach(job, await target, seconds)
             token = await asyncio.shield(job.done)
-            await job.writer.landed()
+            await job.writer.landed(self._deadline)
             return FirstToken(
                 token=token,
                 next_position=job.next_position,
@@ -148,7 +147,7 @@ class TransformersPrefillEngine:
         await asyncio.gather(job.done, return_exceptions=True)
         self.pool.release([job.run])
 
-    async def _attach(self, job: _Job, target: bytes) -> None:
+    async def _attach(self, job: _Job, target: bytes, seconds: float) -> None:
         """Begin the write into ``target``. Its pieces say where the other side's memory is cut; ours is in one run."""
         try:
             record = RdmaMetadata.model_validate_json(target)
@@ -161,9 +160,9 @@ class TransformersPrefillEngine:
         if sizes != expected or sum(counts) != job.run.count:
             raise EngineError("transfer_failed", "KV target does not fit this model's layout or this prompt's length")
         local = [Descriptor(piece) for piece in self.pool.pieces(cut(job.run, counts))]
-        # The write's deadline is for moving bytes, not for waiting behind other prompts.
-        await job.started.wait()
-        operation = await self._connector.begin_write(local, record, staged=True, deadline=self._deadline)
+        # Claimed for as long as the request may take: this prompt may wait behind others, and its computing takes what
+        # it takes. The deadline for moving bytes begins where the computing ends.
+        operation = await self._connector.begin_write(local, record, staged=True, deadline=seconds)
         job.writer.attach(operation, pieces_per_layer=2 * runs)
 
     def _compute(self) -> None:
@@ -200,9 +199,6 @@ class TransformersPrefillEngine:
 
     def _run(self, batch: list[_Job]) -> None:
         began = time.perf_counter()
-        loop = batch[0].done.get_loop()
-        for job in batch:
-            loop.call_soon_threadsafe(job.started.set)
         try:
             tokens = self._forward(batch)
         except RuntimeError as error:  # torch's: out of memory, a bad kernel; the worker goes on

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
 import torch
 
-from components.nixl_connect import WriteOperation
+from components.nixl_connect import DeadlineExceeded, WriteOperation
 
 
 class KVWriter:
@@ -52,10 +53,15 @@ class KVWriter:
             self._pieces = pieces_per_layer
             self._post()
 
-    async def landed(self) -> None:
-        """Wait until every layer is in the target's memory. Raises TransferError."""
+    async def landed(self, seconds: float) -> None:
+        """Wait until every layer is in the target's memory. Raises TransferError, also when the last layer is computed
+        and that takes more than ``seconds``."""
         assert self._operation is not None, "attach() comes first"
-        await self._operation.wait_for_completion()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._operation.wait_for_completion()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the bytes were not there {seconds:g} s after the last layer") from None
         self.seconds = time.perf_counter() - self._began
 
     async def close(self) -> None:

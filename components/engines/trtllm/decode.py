@@ -58,7 +58,7 @@ class TrtllmDecodeEngine:
                 f"{self.max_context}.",
             )
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         return _Admitted()
 
     async def generate(

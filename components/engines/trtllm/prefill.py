@@ -59,7 +59,7 @@ class TrtllmPrefillEngine:
     def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # what decode must know is known only when the prompt is computed: see Handover
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
+    async def prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
         reserved = asyncio.ensure_future(target)
         sharing = Sharing()
         self._running += 1
