@@ -51,6 +51,7 @@ class Room:
 
 class Engine:
     max_context = 100
+    vocabulary = 100
 
     def __init__(self) -> None:
         self.rooms: set[Room] = set()

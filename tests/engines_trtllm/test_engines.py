@@ -17,6 +17,7 @@ from tensorrt_llm import contract_model
 from tensorrt_llm._torch.shared_tensor import shared_tensor
 from tensorrt_llm.executor import CppExecutorError, RequestError
 
+from components.aio import child
 from components.engines.base import EngineError, FirstToken, ImageRows, Prompt
 from components.engines.trtllm.decode import TrtllmDecodeEngine
 from components.engines.trtllm.encode import TrtllmEncodeEngine
@@ -56,7 +57,7 @@ class Engines:
 
     async def first(self, text: str, rows: tuple[ImageRows, ...], sampling: Sampling = SAMPLING) -> FirstToken:
         ids = self.prefill.expand(self.ids(text, len(rows)), [image.tokens for image in rows])
-        return await self.prefill.prefill(Prompt(ids, rows, sampling), _target(), 60)
+        return await self.prefill.prefill(Prompt(ids, rows, sampling), child(_target()), 60)
 
     async def rest(self, first: FirstToken, sampling: Sampling = SAMPLING) -> list[int]:
         reservation = await self.decode.reserve(0, sampling, b"", 60)
@@ -141,7 +142,7 @@ async def test_another_picture_is_another_answer(engines: Engines) -> None:
 async def test_a_salt_reaches_both_engines(engines: Engines, salt: str) -> None:
     contract_model.salts.clear()
     ids = engines.prefill.expand(engines.ids("What?", 0), [])
-    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), _target(), 60)
+    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), child(_target()), 60)
     assert await engines.rest(first) == engines.expected("What?", [])
     assert contract_model.salts == [salt or None] * 2
 
@@ -259,8 +260,8 @@ async def test_tokens_that_are_no_text_are_refused_with_pictures_only(engines: E
     half = engines.model.tokenizer.encode("你").ids[:1]
     ids = engines.prefill.expand(engines.ids("", 1) + half, [rows[0].tokens])
     with pytest.raises(EngineError, match="as text"):
-        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), _target(), 60)
-    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), _target(), 60)
+        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), child(_target()), 60)
+    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), child(_target()), 60)
     rows[0].slot.release()
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from components.aio import to_the_end
+from components.aio import child, end, to_the_end
 from components.engines.base import DecodeEngine, Reservation
 from components.messaging import CallError, Context
 from components.protocol import ErrorCode, Sampling
@@ -43,16 +43,14 @@ class Attempt:
     async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
         """What ``work`` returns. Cancels it and raises EngineError when the engine gives up on the reservation first:
         prefill, which writes into it, would notice much later."""
-        working, watching = asyncio.create_task(work), asyncio.create_task(self._watch())
+        working, watching = child(work), child(self._watch())
         try:
             await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 watching.result()
             return await working
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            await end(working, watching)
 
     async def _watch(self) -> None:
         await self.reserved.wait()
@@ -91,7 +89,7 @@ class Attempts:
         attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
         if not (seconds := attempt.context.remaining()):
             raise CallError(ErrorCode.DEADLINE_EXCEEDED, "the request's time is over")
-        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source, seconds))
+        attempt.reserving = child(self._engine.reserve(prompt_tokens, attempt.sampling, source, seconds))
         reservation = await attempt.reserving
         attempt.reserved.set()
         return reservation.target

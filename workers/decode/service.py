@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
 from components.config import Topology
-from components.engines.base import DecodeEngine
+from components.engines.base import DecodeEngine, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -64,6 +64,7 @@ class DecodeService:
             raise CallError(ErrorCode.OVERLOADED, f"{self._requests} requests are in work here", retryable=True)
         with as_call_errors():
             self._engine.check(len(request.token_ids))
+            check_token_ids(request.token_ids, self._engine.vocabulary)
         self._requests += 1
         try:
             async with aclosing(self._generate(request, context)) as items:

@@ -18,8 +18,7 @@ class KVWriter:
     pass ends.
     """
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._computed = 0
         self._posted = 0
@@ -43,7 +42,7 @@ class KVWriter:
             # NIXL does not follow streams: post only what is really there.
             torch.cuda.current_stream().synchronize()
         with self._lock:
-            self._computed = layer + 1
+            self._computed = max(self._computed, layer + 1)  # A batch that failed is computed once more.
             self._post()
 
     def attach(self, operation: WriteOperation, *, pieces_per_layer: int) -> None:

@@ -36,6 +36,7 @@ class _Admitted:
 class TrtllmDecodeEngine:
     def __init__(self, model: Model, *, kv_tokens: int, max_batch: int, transfer_seconds: float) -> None:
         self.max_context = min(model.max_context, kv_tokens)
+        self.vocabulary = model.vocabulary
         self._model = model
         self._answers: set[_Answer] = set()
         self._llm = start(model, kv_tokens=kv_tokens, transfer_seconds=transfer_seconds, max_batch_size=max_batch)

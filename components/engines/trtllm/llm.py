@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from components.engines.base import EngineError
+from components.engines.base import LEAST_TEMPERATURE, EngineError
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.release import (
     LLM,
@@ -53,7 +53,7 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
     """Token ids in, token ids out: text is the processor's affair."""
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=sampling.temperature,
+        temperature=0.0 if sampling.temperature < LEAST_TEMPERATURE else sampling.temperature,
         top_p=sampling.top_p,
         seed=sampling.seed,
         ignore_eos=sampling.ignore_eos,

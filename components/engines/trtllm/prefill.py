@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class TrtllmPrefillEngine:
         self.format = model.format
         self.image_token_id = model.image_token_id
         self.max_context = min(model.max_context, kv_tokens)
+        self.vocabulary = model.vocabulary
         self._model = model
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._running = 0
@@ -59,8 +60,7 @@ class TrtllmPrefillEngine:
     def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # what decode must know is known only when the prompt is computed: see Handover
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes], seconds: float) -> FirstToken:
-        reserved = asyncio.ensure_future(target)
+    async def prefill(self, prompt: Prompt, target: asyncio.Future[bytes], seconds: float) -> FirstToken:
         sharing = Sharing()
         self._running += 1
         try:
@@ -79,7 +79,7 @@ class TrtllmPrefillEngine:
                 with running():
                     await result
                 check_finish(result)
-                await reserved
+                await target
             finally:
                 if not result.finished:
                     result.abort()
@@ -94,7 +94,6 @@ class TrtllmPrefillEngine:
                 handover=handover.to_wire(),
             )
         finally:
-            reserved.cancel()
             sharing.clear()
             self._running -= 1
 
