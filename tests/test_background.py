@@ -127,7 +127,6 @@ NOT_YET = {
     "components/cli",
     "components/discovery",
     "components/engines/sglang",
-    "components/engines/trtllm",
     "components/messaging",
     "components/nodes",
     "frontend",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -17,11 +16,13 @@ from tensorrt_llm import contract_model
 from tensorrt_llm._torch.shared_tensor import shared_tensor
 from tensorrt_llm.executor import CppExecutorError, RequestError
 
+from components import background
 from components.aio import child
 from components.engines.base import EngineError, FirstToken, ImageRows, Prompt
 from components.engines.trtllm.decode import TrtllmDecodeEngine
 from components.engines.trtllm.encode import TrtllmEncodeEngine
 from components.engines.trtllm.handover import Handover
+from components.engines.trtllm.llm import Health
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.prefill import TrtllmPrefillEngine
 from components.media import content_hash
@@ -108,17 +109,17 @@ async def engines(
 
 
 @pytest.fixture(autouse=True)
-def signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the adapter sent to its own process, which here is pytest's."""
-    sent: list[int] = []
-    monkeypatch.setattr("components.engines.trtllm.llm.os.kill", lambda pid, number: sent.append(number))
-    return sent
+def heard() -> Iterator[list[str]]:
+    """What would end the process, which here is pytest's."""
+    reasons: list[str] = []
+    with background.ends_process(reasons.append):
+        yield reasons
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def nothing_is_left(engines: Engines, signals: list[int]) -> AsyncIterator[None]:
+async def nothing_is_left(engines: Engines, heard: list[str]) -> AsyncIterator[None]:
     yield
-    assert signals == []
+    assert heard == []
     await until(lambda: not any({**engines.decode.held(), **engines.prefill.held()}.values()), engines.decode.held)
     assert engines.pool.used == 0
     # A handle that nobody takes keeps its memory for ever.
@@ -228,15 +229,23 @@ async def test_a_transfer_that_fails_is_another_workers_chance(
     assert failed.value.retryable
 
 
-async def test_an_engine_that_died_ends_its_process(
-    engines: Engines, signals: list[int], monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_died_ends_its_process_once(
+    engines: Engines, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However many requests are in flight; and it is asked nothing any more."""
+    monkeypatch.setattr(engines.decode, "_health", Health())  # The engine here lives on.
     monkeypatch.setattr(contract_model, "transfer_fails", CppExecutorError("gone"))
-    with pytest.raises(EngineError) as failed:
+    answers = [engines.answer(text, []) for text in ("Hello", "Hello again")]
+    for failed in await asyncio.gather(*answers, return_exceptions=True):
+        assert isinstance(failed, EngineError)
+        assert failed.code == "unavailable" and failed.retryable
+    assert heard == ["TensorRT-LLM's engine ended unexpectedly"]
+    monkeypatch.setattr(contract_model, "transfer_fails", None)
+    with pytest.raises(EngineError) as refused:
         await engines.answer("Hello", [])
-    assert failed.value.retryable
-    assert signals == [signal.SIGTERM]
-    signals.clear()
+    assert refused.value.code == "unavailable"
+    assert len(heard) == 1
+    heard.clear()
 
 
 async def test_a_kv_that_is_not_of_this_prompt_is_refused(engines: Engines) -> None:
