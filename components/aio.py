@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -21,6 +22,11 @@ def child(work: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.T
     _children.add(task)
     task.add_done_callback(_children.discard)
     return task
+
+
+def child_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Like ``child``, on another thread's event loop."""
+    return asyncio.run_coroutine_threadsafe(work, loop)
 
 
 async def to_the_end(cleanup: Coroutine[Any, Any, T]) -> T:

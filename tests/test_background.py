@@ -126,7 +126,6 @@ PERMITTED = {
 NOT_YET = {
     "components/cli",
     "components/discovery",
-    "components/engines/sglang",
     "components/messaging",
     "components/nodes",
     "frontend",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,6 +17,7 @@ import msgspec
 import pytest
 import torch
 
+from components import background
 from components.config import ConfigError, load
 from components.config.topology import REPOSITORY
 from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
@@ -22,6 +25,7 @@ from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
 from components.engines.sglang.decode import RoomReservation, SGLangDecodeEngine
 from components.engines.sglang.encode import encoder_module
+from components.engines.sglang.host import EngineHost
 from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.sglang.request import (
     Source,
@@ -41,6 +45,7 @@ from components.nixl_connect import InvalidBuffer, Slot
 from components.protocol import Embedding, Sampling
 from tests.engines_sglang.releases import names
 from tests.model import MODEL
+from tests.waiting import until
 from workers.prefill.images import ImageReader
 
 
@@ -440,3 +445,55 @@ async def test_a_dead_engine_ends_the_stream_at_once(engine_loop: asyncio.Abstra
         assert ended.value.code == "unavailable"
     with suppress(EngineError):
         await stream.close()
+
+
+class Answering(Engine):
+    """Answers a probe; any other request waits for its abort."""
+
+    async def submit(self, *, rid: str, stream: bool, **request: Any) -> AsyncIterator[dict[str, Any]]:
+        if request.get("probe"):
+            yield {"output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
+        else:
+            async for chunk in super().submit(rid=rid, stream=stream, **request):
+                yield chunk
+
+    def shutdown(self) -> None: ...
+
+
+async def started_host(monkeypatch: pytest.MonkeyPatch) -> EngineHost:
+    host = EngineHost(Arguments({}, {}, {}))
+
+    async def launch() -> None:
+        cast(Any, host)._engine = Answering(chunks=0)
+
+    monkeypatch.setattr(host, "_launch", launch)
+    await host.start({"probe": True})
+    return host
+
+
+def sys_exit() -> None:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize("what", ["SGLang's thread", "a process of the SGLang engine"])
+async def test_an_engine_that_died_ends_its_requests_and_the_process(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    host = await started_host(monkeypatch)
+    with background.ends_process(heard.append):
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(host.open({})) for _ in range(2)]
+            if what == "SGLang's thread":
+                host._loop.call_soon_threadsafe(sys_exit)
+            else:
+                os.kill(os.getpid(), signal.SIGQUIT)
+            for stream in streams:
+                with pytest.raises(EngineError) as failed:
+                    await asyncio.wait_for(stream.ended(), 10)
+                assert failed.value.code == "unavailable" and failed.value.retryable
+        with pytest.raises(EngineError):
+            await stack.enter_async_context(host.open({}))
+        await until(lambda: heard == [f"{what} ended unexpectedly"], lambda: heard)
+        assert host.requests == 0
+        await asyncio.wait_for(host.close(), 10)

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import torch
 
+from components import background
 from components.engines.base import EngineError, Reservation, check_token_ids
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
@@ -34,7 +35,7 @@ class RoomReservation:
 
     def release(self) -> None:
         if self._released is None:
-            self._released = asyncio.create_task(self._held.aclose())
+            self._released = background.task(self._held.aclose(), "release of a room")
 
 
 class SGLangDecodeEngine:

@@ -52,7 +52,7 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
         max_tokens=max_tokens,
         temperature=0.0 if sampling.temperature < LEAST_TEMPERATURE else sampling.temperature,
         top_p=sampling.top_p,
-        seed=sampling.seed,
+        seed=sampling.seed & 0x7FFF_FFFF_FFFF_FFFF,
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_token_ids) or None,
         detokenize=False,
