@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
+from components.aio import on_thread
 from components.config import Topology
 from components.engines.base import DecodeEngine, check_token_ids
 from components.engines.load import engine
@@ -142,7 +143,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         Panel.open("decode", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        decode_engine = engine(topology).decode_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        decode_engine = await on_thread(lambda: engine(topology).decode_engine(topology, connector), "load")
         await decode_engine.start()
         service = DecodeService(
             topology.model.name,

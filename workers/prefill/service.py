@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from components.aio import child, to_the_end
+from components.aio import child, on_thread, to_the_end
 from components.config import Topology
 from components.engines.base import ImageInfo, PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
@@ -124,7 +124,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         Panel.open("prefill", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        prefill_engine = engine(topology).prefill_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        prefill_engine = await on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
         await prefill_engine.start()
         format = prefill_engine.format
         size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes

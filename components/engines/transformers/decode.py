@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 import torch
 
 from components import background
-from components.aio import to_the_end
+from components.aio import on_thread, to_the_end
 from components.engines.base import EngineError, Reservation
 from components.engines.transformers.batch import Batch, Running
 from components.engines.transformers.checkpoint import Checkpoint
@@ -92,7 +92,7 @@ class TransformersDecodeEngine:
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         await self._region.register_memory(self._connector)
-        self._warm_up()
+        await on_thread(self._warm_up, "warm up")
         self._thread.start()
 
     def held(self) -> dict[str, int]:

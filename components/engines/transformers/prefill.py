@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from components.aio import to_the_end
+from components.aio import on_thread, to_the_end
 from components.engines.base import EngineError, FirstToken, ImageInfo, Prompt
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.compute import ComputeThread
@@ -86,7 +86,7 @@ class TransformersPrefillEngine:
 
     async def start(self) -> None:
         await self._region.register_memory(self._connector)
-        self._warm_up()
+        await on_thread(self._warm_up, "warm up")
         self._thread.start()
 
     def held(self) -> dict[str, int]:
