@@ -103,9 +103,11 @@ class Transfer(Section):
         "reached over loopback, so that nobody elsewhere can take part; else UCX chooses.",
     )
     lease_seconds: Seconds = Field(
-        default=30.0, description="How long an exposed buffer waits for its reader or writer."
+        default=30.0, description="How long an embedding, or SGLang's or TensorRT-LLM's KV, waits for the other side."
     )
-    deadline_seconds: Seconds = Field(default=10.0, description="Longest time for one transfer.")
+    deadline_seconds: Seconds = Field(
+        default=10.0, description="Longest time for the bytes of one transfer; what is computed before does not count."
+    )
 
 
 class Frontend(Section):
