@@ -125,7 +125,6 @@ PERMITTED = {
 }
 NOT_YET = {
     "components/cli",
-    "components/discovery",
     "components/engines/sglang",
     "components/engines/transformers",
     "components/engines/trtllm",
