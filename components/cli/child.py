@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from components import aio
 from components.telemetry.ready import READY_FD
 
 _PR_SET_PDEATHSIG = 1
@@ -36,8 +37,8 @@ class Child:
         self.lines: deque[str] = deque(maxlen=30)
         self._write = write
         self._ended = False
-        self._output = asyncio.ensure_future(self._read_output())
-        self._ready = asyncio.ensure_future(_read_ready(pipe))
+        self._output = aio.child(self._read_output())
+        self._ready = aio.child(_read_ready(pipe))
 
     @classmethod
     async def start(cls, command: Sequence[str], environment: Mapping[str, str], write: Callable[[str], None]) -> Child:
@@ -54,7 +55,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )
-        except OSError:
+        except BaseException:
             os.close(pipe)
             raise
         finally:

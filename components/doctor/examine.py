@@ -24,8 +24,7 @@ from components.protocol import ROLES
 
 def ucx_settings(topology: Topology) -> dict[str, str]:
     """What the topology makes the connector set."""
-    settings = {"UCX_TLS": topology.transfer.ucx_tls, "UCX_NET_DEVICES": topology.transfer.ucx_net_devices}
-    return {name: value for name, value in settings.items() if value is not None}
+    return {f"UCX_{name}": value for name, value in topology.ucx.items()}
 
 
 async def examine_node(topology: Topology, *, lanes: bool = True) -> list[Finding]:

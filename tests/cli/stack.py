@@ -100,13 +100,14 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
 class Stack:
     """One ``triptych`` process in ``folder``, its output, and all that it started."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, before: str = "") -> None:
+        """``before`` is code that runs in ``triptych`` first."""
         # Every process of the stack inherits it, so that each can be found, also when its parent is gone.
         self._mark = f"STACK_TEST={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
         kept = {key: text for key, text in os.environ.items() if not key.startswith(PREFIX)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "components.cli.main", *arguments],
+            [sys.executable, "-c", f"{before}\nfrom components.cli.main import main\nmain()", *arguments],
             cwd=folder,
             env={**kept, name: value, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             stdin=subprocess.DEVNULL,

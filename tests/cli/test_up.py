@@ -90,6 +90,64 @@ def test_a_role_that_keeps_dying_is_started_more_and_more_rarely(start: Start, f
     stack.wait_for("encode-0: ready", times=2)
 
 
+WELL_AT_ONCE = "from components.runtime import restarts; restarts.WELL_SECONDS = 0.0"
+
+
+def test_a_role_that_had_been_well_is_started_again_at_once_however_often(start: Start) -> None:
+    stack = start("up", *ports(), before=WELL_AT_ONCE)
+    stack.wait_for("answers for model")
+    for times in range(1, 4):
+        os.kill(stack.find("--id decode-0"), signal.SIGKILL)
+        stack.wait_for("decode-0: ended with SIGKILL, starts again at once", times=times)
+        stack.wait_for("decode-0: ready", times=times + 1)
+
+
+def test_a_server_that_had_been_well_is_started_again_at_once(start: Start) -> None:
+    stack = start("up", *ports(), before=WELL_AT_ONCE)
+    stack.wait_for("answers for model")
+    os.kill(stack.find("bin/nats-server "), signal.SIGKILL)
+    stack.wait_for("nats-server: ended, starts again at once")
+
+
+BROKEN_KEEPER = """
+from components.cli import supervisor
+def broken(status): raise OverflowError("a status of 100 bits")
+supervisor.describe_end = broken
+"""
+
+
+def test_a_keeper_that_fails_ends_the_stack_with_its_cause(start: Start) -> None:
+    stack = start("up", *ports(), before=BROKEN_KEEPER)
+    stack.wait_for("answers for model")
+    os.kill(stack.find("--id decode-0"), signal.SIGKILL)
+    assert stack.end() == 70
+    assert "the keeper of decode-0 ended unexpectedly: OverflowError: a status of 100 bits" in stack.output
+    assert "the keeper of decode-0 ended unexpectedly: the stack ends" in stack.lines
+    assert stack.lines[-1] == "stopped"
+    stack.gone()
+
+
+FULL_MACHINE = """
+import errno
+from components.cli.child import Child
+start, starts = Child.start, []
+async def full(*arguments):
+    starts.append(arguments)
+    if len(starts) == 6:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return await start(*arguments)
+Child.start = full
+"""
+
+
+def test_a_role_that_the_machine_cannot_hold_for_a_moment_is_tried_again(start: Start) -> None:
+    stack = start("up", *ports(), before=FULL_MACHINE)
+    stack.wait_for("answers for model")
+    os.kill(stack.find("--id decode-0"), signal.SIGKILL)
+    stack.wait_for("decode-0 cannot be started: Resource temporarily unavailable")
+    stack.wait_for("decode-0: ready", times=2)
+
+
 @pytest.mark.parametrize("server", ["nats-server", "etcd"])
 def test_an_embedded_server_that_dies_is_started_again(start: Start, server: str) -> None:
     stack = start("up", *ports())

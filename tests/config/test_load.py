@@ -250,3 +250,19 @@ def test_what_is_written_down_reads_back(file: Path) -> None:
     topology = load(None, ["frontend.port=1234", "nats.servers=nats://a:1"], NOTHING)
     file.write_text(topology.model_dump_json())
     assert load(file, environ=NOTHING) == topology
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices"),
+    [
+        ([], "lo"),
+        (["nats.servers=nats://localhost:1", 'etcd.endpoints=["[::1]:2"]'], "lo"),
+        (["nats.servers=nats://127.0.0.1:1, nats://10.0.0.1:1"], None),
+        (["nats.servers=nats://me:secret@nats:1"], None),
+        (["etcd.endpoints=etcd:2379"], None),
+        (["transfer.ucx_net_devices=all"], "all"),
+        (["etcd.endpoints=etcd:2379", "transfer.ucx_net_devices=mlx5_0:1"], "mlx5_0:1"),
+    ],
+)
+def test_ucx_keeps_to_loopback_where_nobody_else_can_take_part(overrides: list[str], devices: str | None) -> None:
+    assert load(None, overrides, environ=NOTHING).ucx.get("NET_DEVICES") == devices
