@@ -10,7 +10,20 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.config.types import Arguments, Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
+from components.config.types import (
+    Arguments,
+    Bytes,
+    Count,
+    Device,
+    Devices,
+    Endpoints,
+    Name,
+    NatsUrls,
+    Port,
+    Positive,
+    Seconds,
+    Strings,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -59,7 +72,7 @@ class Model(Section):
 
 
 class Nats(Section):
-    servers: Strings = Field(
+    servers: NatsUrls = Field(
         default=(),
         description="URLs of the NATS servers (`nats://host:4222`). Empty: `triptych up` starts its own on `port`.",
     )
@@ -75,7 +88,7 @@ class Nats(Section):
 
 
 class Etcd(Section):
-    endpoints: Strings = Field(
+    endpoints: Endpoints = Field(
         default=(),
         description="`host:port` of the etcd members. Empty: `triptych up` starts its own on `port` and `peer_port`.",
     )

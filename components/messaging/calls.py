@@ -10,7 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 import msgspec
 
 from components.messaging.context import Context
-from components.messaging.errors import CallError, decode_error
+from components.messaging.errors import CallError, NobodyListens, decode_error
 from components.messaging.frames import (
     END,
     ERROR,
@@ -73,7 +73,7 @@ class Calls:
         if self.links.settling:
             self._unheard.append(call)
             return
-        call.fail(CallError("unavailable", f"nobody answers on {call.subject}", stage=call.stage, retryable=True))
+        call.fail(NobodyListens("unavailable", f"nobody answers on {call.subject}", stage=call.stage, retryable=True))
 
     def ask_again(self) -> None:
         """Sends the requests that found nobody while the other side had not returned to NATS yet."""

@@ -38,6 +38,10 @@ class CallError(Exception):
         )
 
 
+class NobodyListens(CallError):
+    """NATS had nobody to give the request to, and said so at once: no work was begun, no time lost."""
+
+
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     message: str

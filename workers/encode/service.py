@@ -138,7 +138,6 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         service = EncodeService(topology, connector, encoder, sources, cache, limits)
         await panel.serve(
             {"encode": operation(EncodeRequest, service.encode)},
-            model=topology.model.name,
             revision=encoder.format.revision,
             engine=topology.engine,
             capacity=topology.encode.max_batch_images,

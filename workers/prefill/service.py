@@ -134,14 +134,13 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             panel.bus,
             connector,
             pool,
-            await panel.peers("encode"),
+            await panel.peers("encode", format.revision),
             format,
             deadline=topology.transfer.deadline_seconds,
         )
         service = PrefillService(topology.model.name, panel.bus, prefill_engine, images)
         await panel.serve(
             {"prefill": operation(PrefillRequest, service.prefill)},
-            model=topology.model.name,
             revision=format.revision,
             engine=topology.engine,
             held=lambda: {**held(connector), **prefill_engine.held(), "embedding bytes": pool.used},
