@@ -129,7 +129,6 @@ NOT_YET = {
     "components/engines/sglang",
     "components/engines/transformers",
     "components/engines/trtllm",
-    "components/messaging",
     "components/nodes",
     "frontend",
     "processor",

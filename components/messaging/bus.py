@@ -13,10 +13,14 @@ from typing import Any, Self, TypeVar, overload
 import msgspec
 from nats.aio.msg import Msg
 
+from components import aio, background
+from components.messaging.addresses import call_number
 from components.messaging.calls import Call, Calls, Stream
 from components.messaging.context import Context
 from components.messaging.errors import CallError
 from components.messaging.links import BEAT, Links
+from components.messaging.metrics import DROPPED
+from components.messaging.seldom import Seldom
 from components.messaging.service import Operation, Service
 from components.messaging.wire import Wire, check_subject
 
@@ -27,6 +31,7 @@ T = TypeVar("T")
 _ECHO = "echo"
 """The part of the inbox where this bus hears itself; every other part has a shorter name."""
 
+_malformed = Seldom(log)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -45,7 +50,7 @@ class Bus:
         self._calls = Calls(wire, self._links, version)
         self._services: list[Service] = []
         self._echoed = False
-        self._beating = asyncio.create_task(self._beat(), name="messaging-heartbeat")
+        self._beating = background.task(self._beat(), "messaging-heartbeat")
 
     @classmethod
     async def connect(cls, servers: Sequence[str], *, name: str, version: int = 1, wait: float = 30.0) -> Self:
@@ -66,8 +71,7 @@ class Bus:
         self._calls.close_all()
         if self._wire.up:
             await self._wire.flush()
-        self._beating.cancel()
-        await asyncio.wait([self._beating])
+        await aio.end(self._beating)
         await self._wire.close()
 
     @property
@@ -162,7 +166,7 @@ class Bus:
             return
         token = msg.subject.rpartition(".")[2]
         if token.startswith("r"):
-            self._calls.refused(int(token[1:]))
+            await _receive(lambda _: self._calls.refused(call_number(token)), msg)
         else:
             self._links.refused(token)
 
@@ -172,4 +176,5 @@ async def _receive(handle: Callable[[Msg], None], msg: Msg) -> None:
     try:
         handle(msg)
     except (ValueError, struct.error) as error:
-        log.warning("dropped a malformed message on %s: %s", msg.subject[:100], str(error)[:200])
+        DROPPED.inc()
+        _malformed.warning("dropped a malformed message on %s: %s", msg.subject[:100], str(error)[:200])
