@@ -51,8 +51,8 @@ class Caller:
     def _beat(self) -> bytes:
         return pack_sent(self._subject, [(number, answer.sent) for number, answer in self.answers.items()])
 
-    def _lost(self) -> None:
-        log.info("caller %s has gone; its %d requests here are cancelled", self._inbox, len(self.answers))
+    def _lost(self, why: str) -> None:
+        log.info("caller %s is dead; its %d requests here are cancelled", self._inbox, len(self.answers))
         self.forget()
 
     def stop(self, error: CallError) -> None:

@@ -132,8 +132,8 @@ class _Callee:
             call.repair_asked = -1
         return pack_taken([(number, call.received, call.allowed) for number, call in self.calls.items()])
 
-    def _lost(self) -> None:
-        message = f"{self.subject} has gone, or shows no sign of life"
+    def _lost(self, why: str) -> None:
+        message = f"{self.subject} is dead: {why}"
         for call in list(self.calls.values()):
             call.fail(CallError("peer_lost", message, stage=call.stage, retryable=True))
 

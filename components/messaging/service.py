@@ -16,6 +16,7 @@ from components.messaging.answer import Answer, Caller, Callers, Handler
 from components.messaging.context import Context
 from components.messaging.errors import CallError, encode_error
 from components.messaging.frames import ERROR, Kind, pack, pack_unknown, unpack_calls, unpack_repair, unpack_taken
+from components.messaging.heart import Heart
 from components.messaging.links import Links
 from components.messaging.wire import Wire
 
@@ -59,6 +60,7 @@ class Service:
     def __init__(
         self,
         wire: Wire,
+        heart: Heart,
         links: Links,
         subject: str,
         stage: str,
@@ -68,6 +70,7 @@ class Service:
     ) -> None:
         self.subject = subject
         self._wire = wire
+        self._heart = heart
         self._links = links
         self._stage = stage
         self._version = version
@@ -77,10 +80,11 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._occupied = 0
         self._draining = False
-        self._unsubscribe: Callable[[], Awaitable[None]] | None = None
+        self._subscribed: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self, receive: Callable[[Msg], Awaitable[None]]) -> None:
-        self._unsubscribe = await self._wire.subscribe(self.subject, receive)
+        self._subscribed.append(await self._heart.answer(self.subject))
+        self._subscribed.append(await self._wire.subscribe(self.subject, receive))
 
     @property
     def running(self) -> int:
@@ -105,10 +109,10 @@ class Service:
             if late:
                 log.error("%d handlers still clean up after %g s", len(late), _CLEANUP_SECONDS)
         if self._wire.up:
-            if self._unsubscribe is not None:
-                await self._unsubscribe()
+            while self._subscribed:
+                await self._subscribed.pop()()
             await self._wire.flush()
-        self._unsubscribe = None
+        self._subscribed.clear()
         for caller in list(self._callers.values()):
             caller.forget()
 
