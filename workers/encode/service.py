@@ -104,7 +104,7 @@ class EncodeService:
 
     async def _make(self, hash: str, data: bytes) -> Entry:
         prepared = await asyncio.to_thread(lambda: self._engine.prepare(decode(data, self._limits)))
-        slot = self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
+        slot = await self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
         try:
             await self._batcher.encode(prepared, slot)
         except BaseException:
@@ -134,7 +134,7 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         embeddings = await connector.create_pool(topology.encode.pool_bytes, encoder.format.device)
         images = await connector.create_pool(IMAGES_IN_FLIGHT * media.max_bytes)
         sources = ImageSources(fetcher, connector, images, limits, deadline=topology.transfer.deadline_seconds)
-        cache = EmbeddingCache(embeddings)
+        cache = EmbeddingCache(embeddings, deadline=topology.transfer.deadline_seconds)
         service = EncodeService(topology, connector, encoder, sources, cache, limits)
         await panel.serve(
             {"encode": operation(EncodeRequest, service.encode)},
