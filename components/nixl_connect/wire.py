@@ -26,6 +26,8 @@ KEY_BYTES = 16
 SEAL_BYTES = 16
 MAX_NAME = 512
 MAX_METADATA = 1 << 20
+MAX_SECONDS = 1e6
+"""The longest lease, and the longest claim."""
 
 
 class Kind(IntEnum):
@@ -83,7 +85,11 @@ def decode(data: bytes) -> Message | None:
         if kind is Kind.CLAIM:
             seal, seconds, length = _CLAIM.unpack_from(body)
             rest = body[_CLAIM.size :]
-            if not 0.0 < seconds < 1e6 or length > min(MAX_NAME, len(rest)) or len(rest) - length > MAX_METADATA:
+            if (
+                not 0.0 < seconds < MAX_SECONDS
+                or length > min(MAX_NAME, len(rest))
+                or len(rest) - length > MAX_METADATA
+            ):
                 return None
             return Message(kind, key, claim, None, seal, seconds, rest[length:], rest[:length].decode())
         if kind in (Kind.REFUSE, Kind.END, Kind.REVOKE):

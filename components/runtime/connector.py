@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from components import background
 from components.config import Topology
 from components.nixl_connect import Connector
 
@@ -11,7 +12,10 @@ def open_connector(topology: Topology, name: str) -> Connector:
     transfer = topology.transfer
     settings = {"TLS": transfer.ucx_tls, "NET_DEVICES": transfer.ucx_net_devices}
     return Connector(
-        name, backends=transfer.backends, ucx={key: value for key, value in settings.items() if value is not None}
+        name,
+        backends=transfer.backends,
+        ucx={key: value for key, value in settings.items() if value is not None},
+        on_failure=background.fail,
     )
 
 

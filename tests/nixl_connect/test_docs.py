@@ -298,7 +298,7 @@ class Machine:
             lambda: leases.cancel(key),
             lambda: leases.renew(key, 20.0),
             lambda: leases.close(),
-            lambda: leases.abandon(),
+            lambda: leases.abandon("the end"),
             lambda: self.clock.advance(5.0),
             lambda: self.clock.advance(12.0),
         ]
