@@ -57,7 +57,7 @@ def issue(
         notification_key=secrets.token_hex(KEY_BYTES),
         descriptors=tuple(items),
         regions=tuple(announced.values()),
-        expires_at=time.time() + lease,
+        lease_until=time.monotonic() + lease,
         reader=reader,
         info=dict(sorted(info.items())),
     ).sealed()

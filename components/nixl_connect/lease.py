@@ -149,7 +149,7 @@ class Leases:
             exposure.front.moved(OperationStatus.IN_PROGRESS)
             self._arm(exposure)
         peer.seen.update(region.id for region in exposure.record.regions)
-        self._send(peer.identity, Message(Kind.GRANT, message.key, message.claim))
+        self._send(peer.identity, Message(Kind.GRANT, message.key, message.claim, clock=time.monotonic()))
 
     def done(self, message: Message, peer: Peer) -> bool:
         """False when that peer holds no such claim: nobody completes what another one claimed."""

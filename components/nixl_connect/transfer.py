@@ -1,8 +1,8 @@
 """The active side: transfers this process makes, from the claim to the last byte. Owner thread only.
 
-A READ is posted together with its claim and counts when both the bytes and the grant are here: no round trip is
-added. A WRITE waits for the grant, all prepared: bytes that land in memory which has gone back to its owner cannot be
-taken back.
+A READ is posted together with its claim, once the peer's clock is known, and counts when both the bytes and the grant
+are here: no round trip is added. A WRITE waits for the grant, all prepared: bytes that land in memory which has gone
+back to its owner cannot be taken back.
 A transfer that was posted cannot be recalled (NIXL's release does not stop a NIC), so one that ends early stays in
 quarantine, with its buffers held, until NIXL says that it is terminal.
 """
@@ -42,8 +42,9 @@ from .wire import Kind, Message, Reason
 
 logger = logging.getLogger(__name__)
 EARLY_READ_S = 1.0
-"""A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
-that its owner has unregistered would break the connection for everybody else on it."""
+"""A READ is posted before its grant only while the record has that much lease left, by the exposer's clock: reading
+memory that its owner has unregistered would break the connection for everybody else on it. So the first READ from a
+peer, whose clock is not known yet, waits for its grant."""
 LARGE_READ = 16 << 20
 """Bytes that take longer than a claim and its grant, between two GPUs."""
 RESEND_S = 0.1
@@ -159,7 +160,7 @@ class Transfers:
         record = transfer.record
         transfer.front.moved(OperationStatus.INITIALIZED)
         transfer.timers.append(self._at(transfer.deadline, lambda: self._late(transfer)))
-        early = transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
+        early = transfer.kind is OperationKind.READ and transfer.peer.left(record.lease_until) > EARLY_READ_S
         # Whichever takes longer goes first: the bytes, or the claim's way there and back. Only on a GPU do bytes move
         # by themselves: host memory is copied, or written to a socket, by the call that posts.
         bytes_first = early and transfer.size >= LARGE_READ and not transfer.buffers[0].device.is_host
@@ -215,6 +216,7 @@ class Transfers:
         if transfer is None or transfer.peer is not peer:
             return False
         peer.introduced = True
+        peer.granted(message.clock, transfer.started)
         if not transfer.over and not transfer.granted:
             transfer.granted = True
             transfer.front.moved(OperationStatus.IN_PROGRESS)

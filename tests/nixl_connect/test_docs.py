@@ -315,7 +315,7 @@ def record_of(kind: OperationKind) -> RdmaMetadata:
             "notification_key": "1" * 32,
             "descriptors": [memory | {"region": 0}],
             "regions": [memory | {"id": 0}],
-            "expires_at": 0.0,
+            "lease_until": 0.0,
         }
     ).sealed()
 
