@@ -88,7 +88,6 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         service = ProcessorService(topology.model.name, files, max_context, await panel.peers("decode"))
         await panel.serve(
             {"chat": operation(ChatRequest, service.chat)},
-            model=topology.model.name,
             max_context=max_context,
             # As the vocabulary spells it, which is never shorter than what it stands for.
             longest_token=max(len(token.encode()) for token in files.tokenizer.get_vocab()),
