@@ -113,13 +113,14 @@ def status(
     topology = _load(config, sets)
     roles = ROLES if name is None else (name,)
     try:
-        reports = asyncio.run(survey.ask_all(topology, roles, survey.this_host() if here else None, wait))
+        found = asyncio.run(survey.ask_all(topology, roles, survey.this_host() if here else None, wait))
     except ConnectionError as error:
         sys.exit(str(error))
-    if not reports:
+    if not found.reports and not found.refused:
         sys.exit(f"no {name or 'instance'} is registered{' from this host' if here else ''}")
-    Console().print(survey.table(reports))
-    sys.exit(any(report.held is None for report in reports))
+    Console().print(survey.table(found))
+    # What a stranger wrote into etcd must not make a health check fail.
+    sys.exit(not found.reports or any(report.held is None for report in found.reports))
 
 
 @app.command()

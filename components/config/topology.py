@@ -10,7 +10,20 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.config.types import Arguments, Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
+from components.config.types import (
+    Arguments,
+    Bytes,
+    Count,
+    Device,
+    Devices,
+    Endpoints,
+    Name,
+    NatsUrls,
+    Port,
+    Positive,
+    Seconds,
+    Strings,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -59,7 +72,7 @@ class Model(Section):
 
 
 class Nats(Section):
-    servers: Strings = Field(
+    servers: NatsUrls = Field(
         default=(),
         description="URLs of the NATS servers (`nats://host:4222`). Empty: `triptych up` starts its own on `port`.",
     )
@@ -75,7 +88,7 @@ class Nats(Section):
 
 
 class Etcd(Section):
-    endpoints: Strings = Field(
+    endpoints: Endpoints = Field(
         default=(),
         description="`host:port` of the etcd members. Empty: `triptych up` starts its own on `port` and `peer_port`.",
     )
@@ -103,9 +116,11 @@ class Transfer(Section):
         "reached over loopback, so that nobody elsewhere can take part; else UCX chooses.",
     )
     lease_seconds: Seconds = Field(
-        default=30.0, description="How long an exposed buffer waits for its reader or writer."
+        default=30.0, description="How long an embedding, or SGLang's or TensorRT-LLM's KV, waits for the other side."
     )
-    deadline_seconds: Seconds = Field(default=10.0, description="Longest time for one transfer.")
+    deadline_seconds: Seconds = Field(
+        default=10.0, description="Longest time for the bytes of one transfer; what is computed before does not count."
+    )
 
 
 class Frontend(Section):

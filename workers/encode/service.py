@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from components.aio import on_thread
 from components.config import Topology
 from components.engines.base import EncodeEngine, EngineError
 from components.engines.load import engine
@@ -103,7 +104,7 @@ class EncodeService:
 
     async def _make(self, hash: str, data: bytes) -> Entry:
         prepared = await asyncio.to_thread(lambda: self._engine.prepare(decode(data, self._limits)))
-        slot = self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
+        slot = await self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
         try:
             await self._batcher.encode(prepared, slot)
         except BaseException:
@@ -127,16 +128,16 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         open_connector(topology, panel.id) as connector,
         Fetcher(limits, policy) as fetcher,
     ):
-        encoder = engine(topology).encode_engine(topology)
-        await asyncio.to_thread(encoder.warm_up)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        encoder = await on_thread(lambda: engine(topology).encode_engine(topology), "load")
+        await on_thread(encoder.warm_up, "warm up")
         embeddings = await connector.create_pool(topology.encode.pool_bytes, encoder.format.device)
         images = await connector.create_pool(IMAGES_IN_FLIGHT * media.max_bytes)
         sources = ImageSources(fetcher, connector, images, limits, deadline=topology.transfer.deadline_seconds)
-        cache = EmbeddingCache(embeddings)
+        cache = EmbeddingCache(embeddings, deadline=topology.transfer.deadline_seconds)
         service = EncodeService(topology, connector, encoder, sources, cache, limits)
         await panel.serve(
             {"encode": operation(EncodeRequest, service.encode)},
-            model=topology.model.name,
             revision=encoder.format.revision,
             engine=topology.engine,
             capacity=topology.encode.max_batch_images,

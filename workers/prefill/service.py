@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 
-from components.aio import to_the_end
+from components.aio import child, on_thread, to_the_end
 from components.config import Topology
-from components.engines.base import ImageInfo, PrefillEngine, Prompt
+from components.engines.base import ImageInfo, PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -41,13 +41,15 @@ class PrefillService:
     async def prefill(self, request: PrefillRequest, context: Context) -> Prefilled:
         if request.model != self._model:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
+        with as_call_errors():
+            check_token_ids(request.token_ids, self._engine.vocabulary)
         trace = Trace("prefill")
         answers = [asyncio.get_running_loop().create_future() for _ in request.images]
         asked = [
             EncodeRequest(model=self._model, image=image, cache_salt=request.cache_salt) for image in request.images
         ]
         reads = [
-            asyncio.create_task(self._images.read(index, each, info, context))
+            child(self._images.read(index, each, info, context))
             for index, (each, info) in enumerate(zip(asked, answers, strict=True))
         ]
         try:
@@ -56,13 +58,13 @@ class PrefillService:
                 token_ids = self._engine.expand(request.token_ids, [info.tokens for info in infos])
             self._check_length(len(token_ids))
             source = self._engine.source(request.token_ids, infos, request.cache_salt)
-            reserving = asyncio.create_task(self._reserve(request, len(token_ids), source, context))
+            reserving = child(self._reserve(request, len(token_ids), source, context))
             try:
                 images = await asyncio.gather(*reads)
                 rows = tuple(image.rows for image in images)
                 prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
                 with as_call_errors():
-                    first = await self._engine.prefill(prompt, reserving)
+                    first = await self._engine.prefill(prompt, reserving, context.remaining())
             finally:
                 reserving.cancel()
             trace.add("compute", first.compute_seconds)
@@ -122,7 +124,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         Panel.open("prefill", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        prefill_engine = engine(topology).prefill_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        prefill_engine = await on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
         await prefill_engine.start()
         format = prefill_engine.format
         size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes
@@ -131,14 +134,13 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             panel.bus,
             connector,
             pool,
-            await panel.peers("encode"),
+            await panel.peers("encode", format.revision),
             format,
             deadline=topology.transfer.deadline_seconds,
         )
         service = PrefillService(topology.model.name, panel.bus, prefill_engine, images)
         await panel.serve(
             {"prefill": operation(PrefillRequest, service.prefill)},
-            model=topology.model.name,
             revision=format.revision,
             engine=topology.engine,
             held=lambda: {**held(connector), **prefill_engine.held(), "embedding bytes": pool.used},
