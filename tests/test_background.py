@@ -134,7 +134,6 @@ NOT_YET = {
     "frontend",
     "processor",
     "workers/decode",
-    "workers/prefill",
 }
 # A pool's threads outlive what runs on them, and hand each outcome to whoever awaits it; so does a task group.
 STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "run_coroutine_threadsafe"}
