@@ -10,7 +10,18 @@ from components.protocol.chat import (
     TextPart,
     Turn,
 )
-from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
+from components.protocol.common import (
+    COLDEST,
+    NARROWEST,
+    VERSION,
+    BufferImage,
+    Hop,
+    ImageSource,
+    Message,
+    Sampling,
+    UrlImage,
+    Usage,
+)
 from components.protocol.encode import Embedding, EncodeRequest
 from components.protocol.errors import ErrorCode, context_exceeded
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
@@ -19,6 +30,8 @@ from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, 
 from components.protocol.status import Status, StatusRequest
 
 __all__ = [
+    "COLDEST",
+    "NARROWEST",
     "ROLES",
     "VERSION",
     "BufferImage",

@@ -23,7 +23,7 @@ class Embedding(Message):
     record: bytes
     shape: tuple[Count, Count]
     dtype: str
-    grid: tuple[int, int, int]
+    grid: tuple[Count, Count, Count]
     revision: str
     content_hash: str
     hops: tuple[Hop, ...] = ()
