@@ -132,7 +132,6 @@ NOT_YET = {
     "components/messaging",
     "components/nodes",
     "frontend",
-    "processor",
     "workers/decode",
     "workers/encode",
     "workers/prefill",
