@@ -205,7 +205,7 @@ async def test_unknown_model(stack: Stack) -> None:
 async def test_too_long_a_prompt(stack: Stack) -> None:
     response = await stack.http.post("/v1/chat/completions", json=body("1 2 3 4 " * 200))
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "prompt_too_long"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 async def test_more_text_than_the_bus_carries(stack: Stack) -> None:
