@@ -232,7 +232,10 @@ def bench_sglang(context: typer.Context) -> None:
 
 def _bench(module: str, arguments: list[str]) -> None:
     # Imported here: no other command should wait for what a benchmark needs.
-    sys.exit(importlib.import_module(module).main(arguments))
+    try:
+        sys.exit(importlib.import_module(module).main(arguments))
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 def main() -> None:

@@ -10,8 +10,19 @@ from components.protocol.chat import (
     TextPart,
     Turn,
 )
-from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
-from components.protocol.encode import Embedding, EncodeRequest
+from components.protocol.common import (
+    COLDEST,
+    NARROWEST,
+    VERSION,
+    BufferImage,
+    Hop,
+    ImageSource,
+    Message,
+    Sampling,
+    UrlImage,
+    Usage,
+)
+from components.protocol.encode import Embedding, EncodeRequest, Found
 from components.protocol.errors import ErrorCode, context_exceeded
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
@@ -19,6 +30,8 @@ from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, 
 from components.protocol.status import Status, StatusRequest
 
 __all__ = [
+    "COLDEST",
+    "NARROWEST",
     "ROLES",
     "VERSION",
     "BufferImage",
@@ -29,6 +42,7 @@ __all__ = [
     "EncodeRequest",
     "ErrorCode",
     "FinishReason",
+    "Found",
     "GenerateDone",
     "GenerateItem",
     "GenerateRequest",

@@ -136,6 +136,10 @@ async def test_sampling_parameters(stack: Stack) -> None:
     assert (chosen.temperature, chosen.top_p, chosen.seed, chosen.max_tokens) == (0.5, 0.9, -3, 5)
     assert chosen.ignore_eos
     assert (await sampled(max_tokens=5, max_completion_tokens=6)).max_tokens == 6
+    room = 512 - len(stack.decoder.requests[-1].token_ids)
+    assert (await sampled(max_tokens=room)).max_tokens == room
+    over = await stack.http.post("/v1/chat/completions", json=body("Hi", max_tokens=room + 1))
+    assert (over.status_code, over.json()["error"]["code"]) == (400, "context_length_exceeded")
     too_many = await stack.http.post("/v1/chat/completions", json=body("Hi", max_tokens=513))
     error = too_many.json()["error"]
     assert (too_many.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
