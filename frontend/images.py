@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import functools
 import hashlib
@@ -20,6 +19,7 @@ from components.aio import to_the_end
 from components.nixl_connect import Connector, Pool, PoolExhausted, Slot
 from components.protocol import BufferImage, ErrorCode, ImageSource, UrlImage
 from components.telemetry.trace import Trace
+from frontend.aside import aside
 from frontend.errors import ApiError
 from frontend.metrics import EXPOSED
 from frontend.payloads import Payload
@@ -107,7 +107,7 @@ async def _beside(payload: Payload, look: Callable[[Payload], T]) -> T:
     if len(payload) <= _SHORT:
         return look(payload)
     # To the end: while the thread writes to memory, that must not become somebody else's.
-    return await to_the_end(asyncio.to_thread(look, payload))
+    return await to_the_end(aside(look, payload))
 
 
 def _decoded_size(payload: Payload) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from components.protocol import ChatRequest, ErrorCode, ImagePart, ImageSource, 
 from components.protocol import TextPart as TextTurnPart
 from frontend import fields
 from frontend.api_types import ChatCompletionRequest, ChatMessage, ImageUrlPart, TextPart
+from frontend.aside import aside
 from frontend.errors import ApiError, invalid
 from frontend.limits import LONGEST_URL, Limits
 from frontend.payloads import Lifted, Payload, TooLong, TooManyStrings, lift
@@ -49,7 +49,7 @@ async def validate(body: bytes | bytearray, limits: Limits) -> Chat:
     """Raises ``ApiError`` 400 that names the field, or 413. Nothing that grows with the body holds the event loop."""
     if len(body) <= _SHORT:
         return parse(_lift(body, limits), limits)
-    return parse(await asyncio.to_thread(_lift, body, limits), limits)
+    return parse(await aside(_lift, body, limits), limits)
 
 
 def _lift(body: bytes | bytearray, limits: Limits) -> Lifted:
