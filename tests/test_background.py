@@ -128,7 +128,6 @@ NOT_YET = {
     "components/engines/transformers",
     "components/engines/trtllm",
     "components/messaging",
-    "components/nodes",
     "frontend",
     "processor",
     "workers/decode",
