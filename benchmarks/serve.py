@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -175,7 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
     }
     if options.url:
-        result = asyncio.run(measure(options.url, topology, **measuring))
+        try:
+            result = asyncio.run(measure(options.url, topology, **measuring))
+        except httpx2.HTTPError as error:
+            sys.exit(f"{options.url}: {error or type(error).__name__}")
     else:
         with running_stack(options.config) as stack:
             result = asyncio.run(measure(stack.url, topology, **measuring))

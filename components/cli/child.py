@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 
 from components import aio
 from components.telemetry.ready import READY_FD
@@ -75,6 +76,13 @@ class Child:
         await asyncio.shield(self._output)
         await asyncio.shield(self._ready)
         return status
+
+    def last_words(self) -> list[str]:
+        """Its last lines; of a traceback only the error, since the frames say nothing to who did not write the code."""
+        lines = list(self.lines)
+        frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+        rest = lines[frames[-1] + 1 :] if frames else lines
+        return list(dropwhile(lambda line: line.startswith("    "), rest)) or lines
 
     def terminate(self) -> None:
         """Asks it to drain and end."""

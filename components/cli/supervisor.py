@@ -206,7 +206,7 @@ class Supervisor:
             return
         status = await child.wait()
         self.board.set(slot.name, "failed")
-        last = "\n".join(f"  {line}" for line in child.lines)
+        last = "\n".join(f"  {line}" for line in child.last_words())
         end = f"{slot.name} ended with {describe_end(status)} while starting"
         raise StartError(f"{end}; its last lines:\n{last}\nall lines of all roles: {self.log_file}")
 
@@ -219,7 +219,7 @@ class Supervisor:
             pause = restarts.pause(time.monotonic() - since)
             self.board.set(slot.name, "restarting")
             end = f"{slot.name}: ended with {describe_end(status)}, starts again {soon(pause)}"
-            self.board.say("\n".join([end, *(f"  {line}" for line in list(child.lines)[-3:])]), "yellow")
+            self.board.say("\n".join([end, *(f"  {line}" for line in child.last_words()[-3:])]), "yellow")
             await asyncio.sleep(pause)
             child = await self._spawn_again(slot, restarts)
             ready = await child.ready()

@@ -116,9 +116,11 @@ class Transfer(Section):
         "reached over loopback, so that nobody elsewhere can take part; else UCX chooses.",
     )
     lease_seconds: Seconds = Field(
-        default=30.0, description="How long an exposed buffer waits for its reader or writer."
+        default=30.0, description="How long an embedding, or SGLang's or TensorRT-LLM's KV, waits for the other side."
     )
-    deadline_seconds: Seconds = Field(default=10.0, description="Longest time for one transfer.")
+    deadline_seconds: Seconds = Field(
+        default=10.0, description="Longest time for the bytes of one transfer; what is computed before does not count."
+    )
 
 
 class Frontend(Section):
@@ -132,7 +134,21 @@ class Frontend(Section):
     pool_bytes: Bytes = Field(
         default=128 * MIB, description="Host memory in which pictures sent as `data:` URLs wait for the encode worker."
     )
+    max_text_bytes: Bytes = Field(
+        default=4 * MIB,
+        description="Longest request body without the base64 of its pictures. Less where NATS' `max_payload` is less.",
+    )
+    max_messages: Positive = Field(default=2048, description="Most messages in one request.")
+    max_parts: Positive = Field(default=2048, description="Most parts of messages in one request, pictures included.")
     max_images: Positive = Field(default=16, description="Most pictures in one request.")
+    client_timeout_seconds: Seconds = Field(
+        default=20.0,
+        description="Longest wait for a client: to send the headers of a request, and to take something of an answer.",
+    )
+    cors_origins: Strings = Field(
+        default=(),
+        description="Origins of web pages that may use the API from a browser (`https://chat.example`); `*` for all.",
+    )
 
 
 class Processor(Section):

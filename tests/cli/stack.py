@@ -30,7 +30,7 @@ PACKAGES = {
 }
 
 SERVICE = """
-import asyncio, json, os
+import asyncio, json, os, time
 from contextlib import suppress
 from pathlib import Path
 from components.telemetry.ready import announce_ready
@@ -65,6 +65,9 @@ async def run(topology, instance):
     print("settings:", topology.decode.max_batch, os.environ["OMP_NUM_THREADS"], flush=True)
     if Path(f"fail-{role}").exists():
         raise RuntimeError(f"{role} has no weights")
+    if Path(f"load-{role}").exists():
+        print("loading", flush=True)
+        await asyncio.to_thread(time.sleep, 3600)
     if role == "frontend":
         await asyncio.start_server(answer, topology.frontend.host, topology.frontend.port)
     announce_ready()

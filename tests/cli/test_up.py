@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import shutil
 import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from components.config.topology import REPOSITORY
 from components.runtime.servers import free_port
 from tests.cli.conftest import Start
 from tests.cli.stack import Stack, ports, wait_until
+
+
+class _NoModels(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def hub_without_models() -> Iterator[str]:
+    """A hub that knows no model, as Hugging Face's answers for one; its address for ``HF_ENDPOINT``."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoModels) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def drained(stack: Stack) -> list[str]:
@@ -164,7 +196,8 @@ def test_a_role_that_cannot_start_stops_everything_and_says_why(start: Start, fo
     stack = start("up", *ports())
     assert stack.end() == 1
     assert "prefill-0 ended with status 1 while starting" in stack.output
-    assert "RuntimeError: prefill has no weights" in stack.output
+    assert "  RuntimeError: prefill has no weights" in stack.lines
+    assert "Traceback" not in stack.output  # that is in the log, which it names
     stack.gone()
 
 
@@ -232,6 +265,41 @@ def test_a_wrong_setting_is_one_line(start: Start) -> None:
     assert stack.lines == ["--set decode.replicas=none: decode.replicas: input should be a valid integer"]
 
 
+def _empty(folder: Path) -> str:
+    (folder / "model").mkdir()
+    return "model"
+
+
+def _cut_short(folder: Path) -> str:
+    shutil.copytree(REPOSITORY / "models" / "tiny-vl", folder / "model")
+    weights = next((folder / "model").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    return "model"
+
+
+MODELS: dict[str, Callable[[Path], str]] = {
+    "nope/nope is no folder here, and the hub has no such model": lambda folder: "nope/nope",
+    "is no folder here, and no name of a model at the hub either": lambda folder: str(folder / "none"),
+    "config.json: No such file or directory": _empty,
+    "it was not copied to its end": _cut_short,
+}
+
+
+@pytest.mark.parametrize("command", [("up",), ("demo", "--once"), ("run", "prefill")], ids=" ".join)
+@pytest.mark.parametrize("says", MODELS)
+def test_a_model_that_cannot_be_served_is_one_line(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch, says: str, command: tuple[str, ...]
+) -> None:
+    with hub_without_models() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("HF_HOME", str(folder / "hub"))
+        stack = start(*command, "--model", MODELS[says](folder))
+        assert stack.end() == 1
+    (line,) = stack.lines
+    assert line.startswith("model.path: ") and says in line
+    assert not (folder / ".triptych").exists()
+
+
 def test_run_is_one_role_that_drains_on_sigterm(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     stack = start("run", "encode", "--id", "encode-x", "--set", "decode.max_batch=9")
@@ -239,6 +307,18 @@ def test_run_is_one_role_that_drains_on_sigterm(start: Start, monkeypatch: pytes
     stack.send(signal.SIGTERM)
     assert stack.end() == 0
     assert "drained" in stack.output
+
+
+def test_a_role_that_still_loads_its_weights_in_a_thread_ends_at_once(
+    start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (folder / "load-decode").touch()
+    stack = start("run", "decode", "--id", "decode-x")
+    stack.wait_for("loading")
+    stack.send(signal.SIGTERM)
+    assert stack.end(10.0) == 0
+    stack.gone()
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(start: Start, folder: Path) -> None:

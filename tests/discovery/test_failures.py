@@ -17,6 +17,7 @@ from components.discovery.etcd import Etcd
 from components.runtime.servers import EtcdServer
 from tests.discovery.helpers import connected, number, shows
 from tests.servers import ROOT
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ async def test_a_lease_that_is_not_kept_any_more(
         with pytest.raises(DiscoveryEnded, match=r"lease /triptych/.*/encode/a has ended") as caught:
             await registration.update(b"2")
         assert isinstance(caught.value.__cause__, OverflowError)
-        assert heard == [f"lease {registration.key} ended unexpectedly"]
+        await until(
+            lambda: heard == [f"lease {registration.key} ended unexpectedly"], lambda: heard
+        )  # told after those who wait
         await registration.close()
 
 
@@ -50,7 +53,7 @@ async def test_a_registration_that_fails_at_once(
     async with connected(shared_etcd) as registry, asyncio.timeout(10):
         with pytest.raises(DiscoveryEnded):
             await registry.register("encode", "a", b"1")
-        assert len(heard) == 1
+        await until(lambda: len(heard) == 1, lambda: heard)
 
 
 async def test_a_view_that_is_not_kept_any_more(
@@ -63,7 +66,7 @@ async def test_a_view_that_is_not_kept_any_more(
         await etcd.kill()  # It lists anew.
         with pytest.raises(DiscoveryEnded):
             await waiting
-        assert len(heard) == 1
+        await until(lambda: len(heard) == 1, lambda: heard)
         with pytest.raises(DiscoveryEnded):
             await registry.watch("prefill", number)
         await view.close()
