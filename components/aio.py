@@ -82,6 +82,11 @@ async def to_the_end(cleanup: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+async def on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` on ``loop``, which runs on another thread; a cancellation reaches it there."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The result of ``work``; None if ``event`` comes first, which cancels the work.
 

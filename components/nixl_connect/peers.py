@@ -20,7 +20,7 @@ class Peer:
     memory and with what keys; ``seen`` are the regions of *ours* that it has shown to have loaded, as far as it was
     ``heard`` lately; ``introduced`` says that it has answered us, so it has our connection metadata."""
 
-    __slots__ = ("heard", "identity", "introduced", "regions", "seen", "spans")
+    __slots__ = ("_ahead", "heard", "identity", "introduced", "regions", "seen", "spans")
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
@@ -30,6 +30,16 @@ class Peer:
         self.seen: set[int] = set()
         self.heard = time.monotonic()
         self.introduced = False
+        self._ahead: float | None = None
+
+    def granted(self, clock: float, claimed: float) -> None:
+        """Its clock said ``clock`` when it answered what we said at ``claimed`` by ours, so it is not further ahead of
+        ours than this. Clocks of two machines run alike, but stand anyhow."""
+        self._ahead = clock - claimed
+
+    def left(self, until: float) -> float:
+        """Seconds that its clock has at least until that time; none before its first grant."""
+        return until - (time.monotonic() + self._ahead) if self._ahead is not None else 0.0
 
     def has(self) -> frozenset[int]:
         """Regions of ours whose metadata it need not be sent again."""

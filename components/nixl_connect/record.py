@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from .descriptor import Descriptor
 from .errors import BadRecord
 from .states import OperationKind
+from .wire import MAX_CLOCK
 
 _MAX_ADDRESS = (1 << 64) - 1
 DTYPES = {
@@ -109,11 +110,12 @@ class AnnouncedRegion(_Memory):
 class RdmaMetadata(_Record):
     """The record of one exposed operation. Immutable; ``model_dump_json`` and ``model_validate_json`` carry it.
 
-    ``expires_at`` is Unix time by the exposer's clock and only a hint: whether a lease is over is decided by the
-    exposer, when the record is claimed. ``info`` is the application's: layout version, model revision, trace id.
+    ``lease_until`` is on the exposer's own monotonic clock, which nobody can compare with another; a peer learns how it
+    stands from the exposer's grants. Even then it is a hint: whether a lease is over is decided by the exposer, when
+    the record is claimed. ``info`` is the application's: layout version, model revision, trace id.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     operation_kind: OperationKind
     peer: Name
     host: str = Field(pattern=r"^[0-9a-f]{16}$")
@@ -121,7 +123,7 @@ class RdmaMetadata(_Record):
     notification_key: str = Field(pattern=r"^[0-9a-f]{32}$")
     descriptors: tuple[SerializedDescriptor, ...] = Field(min_length=1, max_length=1 << 16)
     regions: tuple[AnnouncedRegion, ...] = Field(min_length=1, max_length=1 << 12)
-    expires_at: float = Field(ge=0.0, le=1e11, allow_inf_nan=False)
+    lease_until: float = Field(ge=0.0, le=MAX_CLOCK, allow_inf_nan=False)
     reader: Name | None = None
     info: Mapping[str, str] = Field(default_factory=dict)
     seal: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")

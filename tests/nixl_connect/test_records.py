@@ -202,8 +202,9 @@ FORGERIES: dict[str, tuple[tuple[Any, ...], Callable[[Any], Any]]] = {
     "for another reader": (("reader",), lambda reader: "somebody@0123456789abcdef"),
     "another kind": (("operation_kind",), lambda kind: 2),
     "no kind": (("operation_kind",), lambda kind: 0),
-    "another version": (("version",), lambda version: 2),
-    "an end of time": (("expires_at",), lambda time: 1e300),
+    "another version": (("version",), lambda version: version + 1),
+    "the version before": (("version",), lambda version: version - 1),
+    "an end of time": (("lease_until",), lambda time: 1e300),
     "a short key": (("notification_key",), lambda key: key[:-2]),
 }
 
@@ -323,7 +324,7 @@ bodies = st.one_of(
     st.binary(max_size=64),
     st.builds(
         lambda head, kind, key, claim, body: head + bytes([kind]) + key + claim.to_bytes(8, "big") + body,
-        st.just(b"T\x01"),
+        st.just(b"T\x02"),
         st.one_of(kinds.map(int), st.integers(0, 255)),
         keys,
         st.integers(0, (1 << 64) - 1),
@@ -389,8 +390,8 @@ async def test_an_exposer_survives_hostile_notifications(connector: Connector, m
     before = connector.counters()
     random = np.random.default_rng(5)
     junk = [random.bytes(int(length)) for length in random.integers(0, 300, 300)]
-    junk += [b"T\x01" + random.bytes(int(length)) for length in random.integers(0, 300, 300)]
-    junk += [random.bytes(1 << 20), b"", b"\x00", b"T\x01"]
+    junk += [b"T\x02" + random.bytes(int(length)) for length in random.integers(0, 300, 300)]
+    junk += [random.bytes(1 << 20), b"", b"\x00", b"T\x02"]
     whole = encode(Message(Kind.CLAIM, keys[0], 1, seal=bytes(16), seconds=1.0, name="x", metadata=b"m" * 40))
     junk += [whole[:length] for length in range(len(whole))]
     # Well-formed, of the right key even, from somebody who never claimed.

@@ -160,7 +160,6 @@ async def run(topology: Topology, instance: str | None = None) -> None:
                 # A request that runs here needs it, also while this worker drains.
                 "reserve": operation(ReserveRequest, service.reserve, inner=True),
             },
-            model=topology.model.name,
             engine=topology.engine,
             capacity=topology.decode.max_batch,
             held=lambda: {**held(connector), **decode_engine.held(), "attempts": service.attempts},

@@ -131,7 +131,6 @@ def _host() -> str:
 
 def _environment(topology: Topology) -> dict[str, str]:
     transfer = topology.transfer
-    chosen = {"UCX_TLS": transfer.ucx_tls, "UCX_NET_DEVICES": transfer.ucx_net_devices}
     return {
         "SGLANG_HOST_IP": _host(),
         # Prefill waits for decode, which asks at once. 300 s by default, for which a request whose other half died
@@ -143,5 +142,5 @@ def _environment(topology: Topology) -> dict[str, str]:
         # An engine that crashes would wait a minute for a core dump, and its worker with it.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
         "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
-        **{name: value for name, value in chosen.items() if value is not None},
+        **{f"UCX_{name}": value for name, value in topology.ucx.items()},
     }
