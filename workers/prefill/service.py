@@ -5,11 +5,10 @@ Answers ``prefill``; asks ``encode`` of encode workers and ``reserve`` of the de
 
 from __future__ import annotations
 
-import asyncio
-
-from components.aio import child, on_thread, to_the_end
+from components import aio
+from components.aio import on_thread
 from components.config import Topology
-from components.engines.base import ImageInfo, PrefillEngine, Prompt, check_token_ids
+from components.engines.base import PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -19,13 +18,14 @@ from components.protocol import (
     PrefillRequest,
     Reservation,
     ReserveRequest,
+    context_exceeded,
 )
 from components.runtime import Panel
 from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
-from workers.prefill.images import ImageReader, ReadImage
+from workers.prefill.images import ImageReader
 
 EMBEDDING_POOL_PROMPTS = 2
 """Embeddings of this many prompts of full length fit into the pool they are read into."""
@@ -44,29 +44,24 @@ class PrefillService:
         with as_call_errors():
             check_token_ids(request.token_ids, self._engine.vocabulary)
         trace = Trace("prefill")
-        answers = [asyncio.get_running_loop().create_future() for _ in request.images]
         asked = [
             EncodeRequest(model=self._model, image=image, cache_salt=request.cache_salt) for image in request.images
         ]
-        reads = [
-            child(self._images.read(index, each, info, context))
-            for index, (each, info) in enumerate(zip(asked, answers, strict=True))
-        ]
-        try:
-            infos = await asyncio.gather(*map(_answered, answers, reads))
+        async with self._images.open(asked, context) as images:
+            infos = await images.infos()
             with as_call_errors():
                 token_ids = self._engine.expand(request.token_ids, [info.tokens for info in infos])
             self._check_length(len(token_ids))
             source = self._engine.source(request.token_ids, infos, request.cache_salt)
-            reserving = child(self._reserve(request, len(token_ids), source, context))
+            read = await images.read()
+            rows = tuple(image.rows for image in read)
+            prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
+            reserving = aio.child(self._reserve(request, len(token_ids), source, context))
             try:
-                images = await asyncio.gather(*reads)
-                rows = tuple(image.rows for image in images)
-                prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
                 with as_call_errors():
                     first = await self._engine.prefill(prompt, reserving, context.remaining())
             finally:
-                reserving.cancel()
+                await aio.end(reserving)
             trace.add("compute", first.compute_seconds)
             trace.add("write KV", first.kv_seconds, bytes=first.kv_bytes, lane=first.lane)
             return Prefilled(
@@ -75,17 +70,13 @@ class PrefillService:
                 image_tokens=sum(info.tokens for info in infos),
                 next_position=first.next_position,
                 handover=first.handover,
-                hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
+                hops=(*(hop for image in read for hop in image.hops), *hops(trace)),
             )
-        finally:
-            await to_the_end(_release(reads))
 
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._engine.max_context:
             raise CallError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {prompt_tokens} tokens with its pictures; with at least one of the answer, "
-                f"{self._engine.max_context} is the most.",
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED, context_exceeded(self._engine.max_context, prompt_tokens)
             )
 
     async def _reserve(self, request: PrefillRequest, prompt_tokens: int, source: bytes, context: Context) -> bytes:
@@ -99,23 +90,6 @@ class PrefillService:
             stage="decode",
         )
         return reservation.target
-
-
-async def _answered(info: asyncio.Future[ImageInfo], read: asyncio.Task[ReadImage]) -> ImageInfo:
-    """What a picture's encode worker answers, as soon as it does; raises what ``read`` raises when that comes first."""
-    either: list[asyncio.Future[ImageInfo] | asyncio.Task[ReadImage]] = [info, read]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not info.done():
-        read.result()
-    return await info
-
-
-async def _release(reads: list[asyncio.Task[ReadImage]]) -> None:
-    for read in reads:
-        read.cancel()
-    for outcome in await asyncio.gather(*reads, return_exceptions=True):
-        if isinstance(outcome, ReadImage):
-            outcome.rows.slot.release()
 
 
 async def run(topology: Topology, instance: str | None = None) -> None:
