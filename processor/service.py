@@ -86,5 +86,5 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         files = await asyncio.to_thread(load, topology.model.path)
         max_context = min(files.max_context, topology.model.max_context or files.max_context)
         service = ProcessorService(topology.model.name, files, max_context, await panel.peers("decode"))
-        await panel.serve({"chat": operation(ChatRequest, service.chat)}, model=topology.model.name)
+        await panel.serve({"chat": operation(ChatRequest, service.chat)})
         await panel.until_stopped()

@@ -11,7 +11,7 @@ from components.protocol.chat import (
     Turn,
 )
 from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
-from components.protocol.encode import Embedding, EncodeRequest
+from components.protocol.encode import Embedding, EncodeRequest, Found
 from components.protocol.errors import ErrorCode
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
@@ -29,6 +29,7 @@ __all__ = [
     "EncodeRequest",
     "ErrorCode",
     "FinishReason",
+    "Found",
     "GenerateDone",
     "GenerateItem",
     "GenerateRequest",
