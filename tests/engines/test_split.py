@@ -156,7 +156,7 @@ async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
         return reservation.target
 
     go = threading.Event()
-    engines.connectors[1]._do(lambda _: go.wait(30) and None)  # The decode worker's data plane stands still.
+    still = engines.connectors[1]._call(lambda _: go.wait(30))  # The decode worker's data plane stands still.
     try:
         with pytest.raises(EngineError, match="after the last layer") as failed:
             writing = engines.prefill.prefill(Prompt(tuple(ids), (), greedy), child(target()), 60)
@@ -164,6 +164,7 @@ async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
         assert failed.value.code == "transfer_failed" and failed.value.retryable
     finally:
         go.set()
+    assert await still
     reservation.release()
     await engines.idle()
 
