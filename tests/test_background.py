@@ -125,8 +125,6 @@ PERMITTED = {
 }
 NOT_YET = {
     "components/nodes",
-    "frontend",
-    "processor",
 }
 # A pool's threads outlive what runs on them, and hand each outcome to whoever awaits it; so does a task group.
 STARTERS = {"create_task", "ensure_future", "Thread", "Timer", "run_coroutine_threadsafe"}

@@ -134,7 +134,21 @@ class Frontend(Section):
     pool_bytes: Bytes = Field(
         default=128 * MIB, description="Host memory in which pictures sent as `data:` URLs wait for the encode worker."
     )
+    max_text_bytes: Bytes = Field(
+        default=4 * MIB,
+        description="Longest request body without the base64 of its pictures. Less where NATS' `max_payload` is less.",
+    )
+    max_messages: Positive = Field(default=2048, description="Most messages in one request.")
+    max_parts: Positive = Field(default=2048, description="Most parts of messages in one request, pictures included.")
     max_images: Positive = Field(default=16, description="Most pictures in one request.")
+    client_timeout_seconds: Seconds = Field(
+        default=20.0,
+        description="Longest wait for a client: to send the headers of a request, and to take something of an answer.",
+    )
+    cors_origins: Strings = Field(
+        default=(),
+        description="Origins of web pages that may use the API from a browser (`https://chat.example`); `*` for all.",
+    )
 
 
 class Processor(Section):

@@ -198,7 +198,7 @@ class DecodeEngine(Protocol):
     async def start(self) -> None: ...
 
     def check(self, prompt_tokens: int) -> None:
-        """Raises EngineError ``prompt_too_long`` when there is no room for a single new token after the prompt."""
+        """Raises EngineError ``context_length_exceeded`` when no token of an answer has room after the prompt."""
         ...
 
     async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:

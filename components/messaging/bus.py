@@ -19,6 +19,7 @@ from components.messaging.addresses import call_number
 from components.messaging.calls import Call, Calls, Stream
 from components.messaging.context import Context
 from components.messaging.errors import CallError
+from components.messaging.frames import HEADROOM
 from components.messaging.heart import BEAT, Heart
 from components.messaging.links import Links
 from components.messaging.metrics import DROPPED
@@ -87,6 +88,11 @@ class Bus:
     def connected(self) -> bool:
         """Whether NATS is there right now."""
         return self._wire.up
+
+    @property
+    def largest_request(self) -> int:
+        """Bytes that a request may have, as NATS was set up."""
+        return self._wire.max_payload - HEADROOM
 
     @property
     def open_calls(self) -> int:

@@ -23,6 +23,8 @@ class Instance(Message):
     """One running process of a role. ``capacity`` is how many requests it works on at once.
 
     ``model`` is the served name; ``revision`` is the weights' digest, empty for roles that hold none.
+    A processor says how many tokens prompt and answer may have together (``max_context``), and how many bytes of text
+    one token stands for at most (``longest_token``), so that the frontend can refuse by length; 0 for other roles.
     """
 
     role: Role
@@ -32,6 +34,8 @@ class Instance(Message):
     revision: Short = ""
     engine: Short = ""
     capacity: Many = 1
+    max_context: Number = 0
+    longest_token: Number = 0
     host: Short = ""
     pid: Number = 0
     protocol: Number = VERSION

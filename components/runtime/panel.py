@@ -83,6 +83,8 @@ class Panel:
         limit: int | None = None,
         revision: str = "",
         engine: str = "",
+        max_context: int = 0,
+        longest_token: int = 0,
         held: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """Answer ``operations`` and ``status``, then become discoverable, then say that this instance is ready.
@@ -100,6 +102,8 @@ class Panel:
             revision=revision,
             engine=engine,
             capacity=capacity,
+            max_context=max_context,
+            longest_token=longest_token,
             host=socket.gethostname(),
             pid=os.getpid(),
         )

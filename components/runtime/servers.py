@@ -19,6 +19,9 @@ from typing import Self
 
 from components.runtime.restarts import Restarts, soon
 
+NATS_MAX_PAYLOAD = 8 * 2**20
+"""Bytes of the longest message. A request carries its text or its token ids, for contexts of more than a million."""
+
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
@@ -149,7 +152,10 @@ class NatsServer(Server):
         return [(self.port, "nats.port")]
 
     def _arguments(self) -> Sequence[str]:
-        return ["--addr", self.host, "--port", str(self.port)]
+        # The one setting that has no flag.
+        file = self.data_dir / "nats.conf"
+        file.write_text(f"max_payload: {NATS_MAX_PAYLOAD}\n")
+        return ["--config", str(file), "--addr", self.host, "--port", str(self.port)]
 
     async def _answers(self) -> bool:
         return (await _ask(self.host, self.port, b"")).startswith(b"INFO ")

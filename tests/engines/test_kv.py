@@ -120,7 +120,7 @@ async def test_a_waiter_cancelled_just_before_its_turn_is_cancelled_and_no_more(
 async def test_more_than_there_ever_is_is_refused_at_once() -> None:
     with pytest.raises(EngineError) as refused:
         await make_pool(10).acquire(11)
-    assert refused.value.code == "prompt_too_long"
+    assert refused.value.code == "context_length_exceeded"
 
 
 def test_pieces_lie_layer_by_layer_keys_before_values() -> None:

@@ -156,7 +156,8 @@ async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
         return reservation.target
 
     go = threading.Event()
-    still = engines.connectors[1]._call(lambda _: go.wait(30))  # The decode worker's data plane stands still.
+    # The decode worker's data plane stands still.
+    engines.connectors[1]._do(lambda _: go.wait(30) and None, lambda _: None)
     try:
         with pytest.raises(EngineError, match="after the last layer") as failed:
             writing = engines.prefill.prefill(Prompt(tuple(ids), (), greedy), child(target()), 60)
@@ -164,7 +165,6 @@ async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
         assert failed.value.code == "transfer_failed" and failed.value.retryable
     finally:
         go.set()
-    assert await still
     reservation.release()
     await engines.idle()
 

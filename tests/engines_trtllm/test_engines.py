@@ -260,7 +260,7 @@ async def test_a_prompt_too_long_for_the_engine_is_refused_by_name(engines: Engi
         await engines.first("1 2 3 4 " * 400, ())
     assert refused.value.code == "invalid_request"
     engines.decode.check(models.CONTEXT - 1)
-    with pytest.raises(EngineError, match="most is 512"):
+    with pytest.raises(EngineError, match="maximum context length is 512"):
         engines.decode.check(models.CONTEXT)
 
 

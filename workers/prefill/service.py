@@ -18,6 +18,7 @@ from components.protocol import (
     PrefillRequest,
     Reservation,
     ReserveRequest,
+    context_exceeded,
 )
 from components.runtime import Panel
 from components.runtime.connector import held, open_connector
@@ -75,9 +76,7 @@ class PrefillService:
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._engine.max_context:
             raise CallError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {prompt_tokens} tokens with its pictures; with at least one of the answer, "
-                f"{self._engine.max_context} is the most.",
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED, context_exceeded(self._engine.max_context, prompt_tokens)
             )
 
     async def _reserve(self, request: PrefillRequest, prompt_tokens: int, source: bytes, context: Context) -> bytes:

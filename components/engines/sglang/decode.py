@@ -18,7 +18,7 @@ from components.engines.sglang.request import new_room, probe, read_source, requ
 from components.engines.sglang.stream import Stream
 from components.engines.transformers.checkpoint import Checkpoint
 from components.engines.transformers.positions import expand
-from components.protocol import Sampling
+from components.protocol import Sampling, context_exceeded
 
 
 class RoomReservation:
@@ -58,11 +58,7 @@ class SGLangDecodeEngine:
 
     def check(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self.max_context:
-            raise EngineError(
-                "prompt_too_long",
-                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is "
-                f"{self.max_context}.",
-            )
+            raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
     async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         origin = read_source(source)

@@ -17,7 +17,7 @@ from components.engines.transformers.compute import ComputeThread
 from components.engines.transformers.kv import KVPool, Run, head, slots
 from components.engines.transformers.sampling import Sampler
 from components.nixl_connect import Connector, Descriptor, TransferError, WritableOperation
-from components.protocol import Sampling
+from components.protocol import Sampling, context_exceeded
 
 
 class KVReservation:
@@ -107,11 +107,7 @@ class TransformersDecodeEngine:
 
     def check(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self.max_context:
-            raise EngineError(
-                "prompt_too_long",
-                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is "
-                f"{self.max_context}.",
-            )
+            raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
     async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         # Whole blocks: what is left between two requests stays big enough for a third.

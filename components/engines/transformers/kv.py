@@ -41,7 +41,9 @@ class KVPool:
     async def acquire(self, tokens: int, *, contiguous: bool = False) -> list[Run]:
         """Wait for ``tokens`` tokens; one run when ``contiguous``. Raises EngineError when they can never be had."""
         if tokens > self.tokens:
-            raise EngineError("prompt_too_long", f"{tokens} tokens of KV are needed, this worker has {self.tokens}")
+            raise EngineError(
+                "context_length_exceeded", f"{tokens} tokens of KV are needed, this worker has {self.tokens}"
+            )
         if not self._waiting and (runs := self._take(tokens, contiguous)) is not None:
             return runs
         future: asyncio.Future[list[Run]] = asyncio.get_running_loop().create_future()

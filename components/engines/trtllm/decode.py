@@ -16,7 +16,7 @@ from components.engines.trtllm.model import Model
 from components.engines.trtllm.positions import mrope_handles
 from components.engines.trtllm.release import DisaggregatedParams, known
 from components.engines.trtllm.shared import Sharing
-from components.protocol import Sampling
+from components.protocol import Sampling, context_exceeded
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +55,7 @@ class TrtllmDecodeEngine:
 
     def check(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self.max_context:
-            raise EngineError(
-                "prompt_too_long",
-                f"The prompt has {prompt_tokens} tokens; with at least one of the answer, the most is "
-                f"{self.max_context}.",
-            )
+            raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
     async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         return _Admitted()
