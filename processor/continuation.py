@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -34,7 +34,7 @@ async def generate(decoders: Peers, request: GenerateRequest, context: Context) 
     answer are those that the first would have made. Raises ``CallError``.
     """
     started: Started | None = None
-    ids: tuple[int, ...] = ()
+    ids: list[int] = []
     continued = 0
     while True:
         try:
@@ -63,16 +63,16 @@ async def generate(decoders: Peers, request: GenerateRequest, context: Context) 
                 return
 
 
-def _rest(request: GenerateRequest, ids: tuple[int, ...]) -> GenerateRequest:
+def _rest(request: GenerateRequest, ids: Sequence[int]) -> GenerateRequest:
     sampling = request.sampling
     return msgspec.structs.replace(
         request,
-        token_ids=request.token_ids + ids,
+        token_ids=(*request.token_ids, *ids),
         sampling=msgspec.structs.replace(sampling, max_tokens=sampling.max_tokens - len(ids), drawn=len(ids)),
     )
 
 
-def _done(reason: FinishReason, started: Started | None, ids: tuple[int, ...], hops: tuple[Hop, ...]) -> GenerateDone:
+def _done(reason: FinishReason, started: Started | None, ids: Sequence[int], hops: tuple[Hop, ...]) -> GenerateDone:
     """The end of a continued answer; the last worker counted what it was told of the answer as prompt."""
     assert started is not None
     usage = Usage(prompt_tokens=started.prompt_tokens, completion_tokens=len(ids), image_tokens=started.image_tokens)

@@ -6,11 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TypeVar
 
+from components import aio
+
+# So that no batch is more than what is quickly worked on, and sent in one message.
+_MOST = 512
+
 T = TypeVar("T")
 
 
 async def gather(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
-    """All items that have come since the last look, at least one each time; ends, or raises, when ``items`` does.
+    """The items that have come since the last look, at least one each time; ends, or raises, when ``items`` does.
 
     It buffers without bound: for streams that are small as a whole. An answer is a few kilobytes of token ids, and the
     decode worker gets its KV memory back sooner when a slow client does not hold it up.
@@ -29,12 +34,12 @@ async def gather(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
             ended = True
             news.set()
 
-    reader = asyncio.create_task(read())
+    reader = aio.child(read())
     try:
         while True:
             if waiting:
-                batch = waiting.copy()
-                waiting.clear()
+                batch = waiting[:_MOST]
+                del waiting[:_MOST]
                 yield batch
             elif ended:
                 await reader
@@ -43,5 +48,4 @@ async def gather(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
                 news.clear()
                 await news.wait()
     finally:
-        reader.cancel()
-        await asyncio.wait([reader])
+        await aio.end(reader)

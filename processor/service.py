@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
+from components import memory
 from components.config import Topology
 from components.messaging import CallError, Context, operation
 from components.protocol import (
@@ -18,6 +20,7 @@ from components.protocol import (
     ErrorCode,
     GenerateRequest,
     TextPart,
+    Turn,
 )
 from components.runtime import Panel, Peers
 from components.runtime.hops import hops
@@ -29,8 +32,12 @@ from processor.model_files import ModelFiles, load
 from processor.prompt import Prompt, Prompter
 from processor.sampling import sampling
 
-# Tokenizing this many characters takes about a millisecond; more of it happens beside the event loop.
+# A prompt of this many characters takes about a millisecond; more of it happens beside the event loop.
 _SHORT = 4_000
+# What a message or a part of one takes besides its text, in characters.
+_PART = 20
+# Each takes up to some hundred bytes for every token of the context; all of them share the tokenizer's own threads.
+_LONG_AT_ONCE = 4
 
 
 class ProcessorService:
@@ -40,6 +47,7 @@ class ProcessorService:
         self._max_context = max_context
         self._prompter = Prompter(files, max_context)
         self._decoders = decoders
+        self._threads = ThreadPoolExecutor(_LONG_AT_ONCE, "prompt")
 
     async def chat(self, request: ChatRequest, context: Context) -> AsyncIterator[ChatItem]:
         if request.model != self._model:
@@ -47,12 +55,11 @@ class ProcessorService:
         trace = Trace("processor")
         with trace.step("tokenize"):
             prompt = await self._prompt(request)
-        room = self._max_context - len(prompt.token_ids)
         asked = GenerateRequest(
             model=request.model,
             token_ids=prompt.token_ids,
             images=prompt.images,
-            sampling=sampling(request, self._files.stop_token_ids, room),
+            sampling=sampling(request, self._files.stop_token_ids, len(prompt.token_ids), self._max_context),
             cache_salt=request.cache_salt,
         )
         answer = Answer(self._files.tokenizer, request.stop, len(prompt.token_ids))
@@ -74,17 +81,38 @@ class ProcessorService:
         yield answer.result(hops(trace))
 
     async def _prompt(self, request: ChatRequest) -> Prompt:
-        length = sum(len(part.text) for turn in request.turns for part in turn.parts if isinstance(part, TextPart))
-        if length <= _SHORT:
+        if _short(request):
             return self._prompter.prompt(request.turns)
-        return await asyncio.to_thread(self._prompter.prompt, request.turns)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._long_prompt, request.turns)
+
+    def _long_prompt(self, turns: Sequence[Turn]) -> Prompt:
+        try:
+            return self._prompter.prompt(turns)
+        finally:
+            memory.give_back()
+
+
+def _short(request: ChatRequest) -> bool:
+    left = _SHORT
+    for turn in request.turns:
+        left -= _PART * (1 + len(turn.parts))
+        if left < 0:
+            return False
+        left -= sum(len(part.text) for part in turn.parts if isinstance(part, TextPart))
+    return left >= 0
 
 
 async def run(topology: Topology, instance: str | None = None) -> None:
     """Serve until told to stop."""
+    memory.few_arenas()
     async with Panel.open("processor", topology, instance) as panel:
         files = await asyncio.to_thread(load, topology.model.path)
         max_context = min(files.max_context, topology.model.max_context or files.max_context)
         service = ProcessorService(topology.model.name, files, max_context, await panel.peers("decode"))
-        await panel.serve({"chat": operation(ChatRequest, service.chat)}, model=topology.model.name)
+        await panel.serve(
+            {"chat": operation(ChatRequest, service.chat)},
+            max_context=max_context,
+            # As the vocabulary spells it, which is never shorter than what it stands for.
+            longest_token=max(len(token.encode()) for token in files.tokenizer.get_vocab()),
+        )
         await panel.until_stopped()

@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
+
+# Long texts are counted in pieces of so many characters, each of which takes some milliseconds.
+_PIECE = 16_384
 
 
 class Guard:
@@ -45,9 +50,7 @@ class PromptTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids = {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        spellings = sorted(self._ids, key=len, reverse=True)
-        # Without special tokens: a pattern that matches nothing.
-        self._special = re.compile("|".join(map(re.escape, spellings)) or r"(?!)")
+        self._special = re.compile(_any_of(self._ids))
         # From now on the tokenizer itself takes all it is given for plain text.
         tokenizer.encode_special_tokens = True
 
@@ -57,14 +60,61 @@ class PromptTokenizer:
 
     def encode(self, prompt: str, guard: Guard) -> list[int]:
         """The ids of a prompt rendered from protected texts."""
-        ids: list[int] = []
+        pieces: list[str | int] = []
         start = 0
         for match in self._special.finditer(prompt):
-            ids += self._plain(guard.restore(prompt[start : match.start()]))
-            ids.append(self._ids[match[0]])
+            pieces += (guard.restore(prompt[start : match.start()]), self._ids[match[0]])
             start = match.end()
-        return ids + self._plain(guard.restore(prompt[start:]))
-
-    def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        pieces.append(guard.restore(prompt[start:]))
+        plain = iter(self._encode([piece for piece in pieces if piece and isinstance(piece, str)]))
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif piece:
+                ids += next(plain).ids
         return ids
+
+    def count(self, texts: Iterable[str], enough: int) -> int:
+        """About how many tokens the texts are, counted no further than ``enough``.
+
+        A long text is counted in pieces, so that little work is done for one that is too long; each cut may add a
+        token or two.
+        """
+        tokens = 0
+        for text in texts:
+            for start in range(0, len(text), _PIECE):
+                (piece,) = self._encode([text[start : start + _PIECE]])
+                tokens += len(piece)
+                if tokens >= enough:
+                    return tokens
+        return tokens
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        # Not `encode`, which holds the interpreter for as long as it takes: a second for a megabyte.
+        return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+
+def _any_of(spellings: Iterable[str]) -> str:
+    """A pattern that finds the longest of the spellings, in time that does not grow with their number.
+
+    Plain alternatives would all be tried wherever a text begins like one of them, and some models have hundreds.
+    """
+    tree: dict[str, Any] = {}
+    for spelling in filter(None, spellings):
+        node = tree
+        for letter in spelling:
+            node = node.setdefault(letter, {})
+        node[""] = {}
+    # Without special tokens: a pattern that matches nothing.
+    return _pattern(tree) if tree else r"(?!)"
+
+
+def _pattern(tree: dict[str, Any]) -> str:
+    letters = [re.escape(letter) + _pattern(rest) for letter, rest in tree.items() if letter]
+    if not letters:
+        return ""
+    if len(letters) == 1 and "" not in tree:
+        return letters[0]
+    # Greedy: the longer spelling, where one goes on where another ends.
+    return f"(?:{'|'.join(letters)})" + ("?" if "" in tree else "")

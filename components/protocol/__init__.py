@@ -10,15 +10,28 @@ from components.protocol.chat import (
     TextPart,
     Turn,
 )
-from components.protocol.common import VERSION, BufferImage, Hop, ImageSource, Message, Sampling, UrlImage, Usage
+from components.protocol.common import (
+    COLDEST,
+    NARROWEST,
+    VERSION,
+    BufferImage,
+    Hop,
+    ImageSource,
+    Message,
+    Sampling,
+    UrlImage,
+    Usage,
+)
 from components.protocol.encode import Embedding, EncodeRequest, Found
-from components.protocol.errors import ErrorCode
+from components.protocol.errors import ErrorCode, context_exceeded
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
 from components.protocol.prefill import Prefilled, PrefillRequest, Reservation, ReserveRequest
 from components.protocol.status import Status, StatusRequest
 
 __all__ = [
+    "COLDEST",
+    "NARROWEST",
     "ROLES",
     "VERSION",
     "BufferImage",
@@ -53,5 +66,6 @@ __all__ = [
     "Turn",
     "UrlImage",
     "Usage",
+    "context_exceeded",
     "subject",
 ]

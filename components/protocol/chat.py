@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from components.protocol.common import CacheSalt, Hop, ImageSource, Message, Usage
+from msgspec import Meta
+
+from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Seed, TokenLimit, Usage
 
 FinishReason = Literal["stop", "length"]
+
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+"""Each piece of an answer is compared with all of them: their number and their length are bounded."""
 
 
 class TextPart(Message, tag="text"):
@@ -25,18 +30,18 @@ class Turn(Message):
 
 
 class ChatRequest(Message):
-    """``max_tokens`` None means as many as the context holds; ``seed`` None means a fresh one.
+    """``max_tokens`` None leaves the limit to the processor; ``seed`` None means a fresh one.
 
     ``stop`` are the strings that end the answer; they are not part of it.
     """
 
     model: str
     turns: tuple[Turn, ...]
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_tokens: TokenLimit | None = None
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    seed: Seed | None = None
+    stop: Annotated[tuple[StopString, ...], Meta(max_length=4)] = ()
     ignore_eos: bool = False
     cache_salt: CacheSalt = ""
 
@@ -49,7 +54,7 @@ class TextDelta(Message, tag="text"):
     """
 
     text: str
-    tokens: int
+    tokens: Count
 
 
 class ChatDone(Message, tag="done"):

@@ -33,7 +33,7 @@ class Found(Message, kw_only=True):
 
     shape: tuple[Count, Count]
     dtype: str
-    grid: tuple[int, int, int]
+    grid: tuple[Count, Count, Count]
     revision: str
     content_hash: str
     hops: tuple[Hop, ...] = ()

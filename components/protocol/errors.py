@@ -14,7 +14,7 @@ class ErrorCode(StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     MODEL_NOT_FOUND = "model_not_found"
-    PROMPT_TOO_LONG = "prompt_too_long"
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
     BODY_TOO_LARGE = "body_too_large"
     IMAGE_UNDECODABLE = "image_undecodable"
     IMAGE_TOO_LARGE = "image_too_large"
@@ -35,11 +35,12 @@ class ErrorCode(StrEnum):
 _STATUS = {
     ErrorCode.INVALID_REQUEST: HTTPStatus.BAD_REQUEST,
     ErrorCode.MODEL_NOT_FOUND: HTTPStatus.NOT_FOUND,
-    ErrorCode.PROMPT_TOO_LONG: HTTPStatus.BAD_REQUEST,
+    ErrorCode.CONTEXT_LENGTH_EXCEEDED: HTTPStatus.BAD_REQUEST,
     ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.IMAGE_UNDECODABLE: HTTPStatus.BAD_REQUEST,
     ErrorCode.IMAGE_TOO_LARGE: HTTPStatus.BAD_REQUEST,
-    ErrorCode.IMAGE_UNREACHABLE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    # As OpenAI does: the client has to change its request, and what clients do about that goes by 400.
+    ErrorCode.IMAGE_UNREACHABLE: HTTPStatus.BAD_REQUEST,
     ErrorCode.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.PEER_LOST: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -49,3 +50,19 @@ _STATUS = {
     ErrorCode.CANCELLED: HTTPStatus.REQUEST_TIMEOUT,
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+
+
+def context_exceeded(context: int, prompt: int, answer: int = 1, *, counted: bool = True) -> str:
+    """The message of ``CONTEXT_LENGTH_EXCEEDED`` in OpenAI's own words, which clients search for.
+
+    ``context`` is the most tokens that prompt and answer may have together, ``answer`` how many are wanted (one is the
+    least). With ``counted`` false the prompt was refused by its length alone: it has more than ``prompt`` tokens.
+    """
+    limit = f"This model's maximum context length is {context} tokens. However, "
+    if not counted or prompt > context:
+        more = "" if counted else "more than "
+        return f"{limit}your messages resulted in {more}{prompt} tokens. Please reduce the length of the messages."
+    return (
+        f"{limit}you requested {prompt + answer} tokens ({prompt} in the messages, {answer} in the completion). "
+        "Please reduce the length of the messages or completion."
+    )

@@ -6,14 +6,14 @@ when it does: decode answers with a *writable* record and prefill writes the KV 
 
 from __future__ import annotations
 
-from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling
+from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling, TokenId
 
 
 class PrefillRequest(Message):
     """``reserve_subject`` is where the asking decode instance answers ``reserve``; ``attempt`` names this try."""
 
     model: str
-    token_ids: tuple[Count, ...]
+    token_ids: tuple[TokenId, ...]
     images: tuple[ImageSource, ...]
     sampling: Sampling
     reserve_subject: str
@@ -50,7 +50,7 @@ class Prefilled(Message):
     need none.
     """
 
-    first_token: Count
+    first_token: TokenId
     prompt_tokens: Count
     image_tokens: Count
     next_position: Count

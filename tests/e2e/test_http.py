@@ -166,7 +166,7 @@ def test_no_such_model(client: openai.OpenAI) -> None:
 def test_too_long_a_prompt(client: openai.OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(model="tiny-vl", messages=turn("word " * 20_000), stream=stream)
-    assert refused.value.code == "prompt_too_long"
+    assert refused.value.code == "context_length_exceeded"
 
 
 async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: Inside, reference: Reference) -> None:
@@ -178,14 +178,21 @@ async def test_too_long_only_with_its_pictures(http: httpx.AsyncClient, inside: 
     assert (await http.post("/v1/chat/completions", json=alone)).status_code == 200
     response = await http.post("/v1/chat/completions", json={**alone, "messages": turn(text, *[picture(1)] * 3)})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["code"] == "prompt_too_long"
+    assert response.json()["error"]["code"] == "context_length_exceeded"
     await inside.idle()
 
 
-async def test_a_large_max_tokens_means_what_there_is_room_for(http: httpx.AsyncClient, reference: Reference) -> None:
+async def test_an_answer_that_only_the_pictures_leave_no_room_for_ends_early(
+    http: httpx.AsyncClient, reference: Reference
+) -> None:
+    """Where the text alone leaves no room, nothing is begun: that is known at once."""
     context = reference.model.config.text_config.max_position_embeddings
-    body = {"model": "tiny-vl", "messages": turn(" word" * (context - 400), picture(1)), "max_tokens": 10**6}
-    response = await http.post("/v1/chat/completions", json={**body, "ignore_eos": True})
+    body = {"model": "tiny-vl", "messages": turn(" word" * (context - 400), picture(1)), "ignore_eos": True}
+    over = await http.post("/v1/chat/completions", json={**body, "max_tokens": 400})
+    assert over.status_code == 400, over.text
+    assert over.json()["error"]["code"] == "context_length_exceeded"
+    assert f"maximum context length is {context} tokens. However, you requested" in over.json()["error"]["message"]
+    response = await http.post("/v1/chat/completions", json={**body, "max_tokens": 370})
     assert response.status_code == 200, response.text
     answer = response.json()
     assert answer["usage"]["total_tokens"] == context

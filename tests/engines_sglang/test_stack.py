@@ -125,7 +125,7 @@ async def test_the_answer_is_cut_to_the_context(inside: Inside, reference: Refer
     assert done.finish_reason == "length"
     with pytest.raises(CallError) as refused:
         await ask(inside, [ids[0]] * CONTEXT, [])
-    assert refused.value.code == "prompt_too_long"
+    assert refused.value.code == "context_length_exceeded"
     await inside.idle()
 
 

@@ -69,3 +69,12 @@ async def test_leaving_ends_the_source(end: str) -> None:
 
 async def test_an_empty_source() -> None:
     assert [batch async for batch in gather(numbers(0))] == []
+
+
+async def test_what_a_slow_reader_missed_comes_in_batches_of_a_bounded_size() -> None:
+    async with aclosing(gather(numbers(5000))) as batches:
+        first = await anext(batches)
+        await asyncio.sleep(0)
+        rest = [batch async for batch in batches]
+    assert [*first, *(number for batch in rest for number in batch)] == list(range(5000))
+    assert max(map(len, rest)) == 512

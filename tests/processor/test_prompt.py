@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from components.messaging import CallError
-from components.protocol import ImagePart, TextPart, Turn, UrlImage
+from components.protocol import ImagePart, TextPart, Turn, UrlImage, context_exceeded
 from processor.model_files import ModelFilesError, load
 from processor.prompt import Prompter
 from processor.template import ChatTemplate, TemplateError
@@ -109,7 +109,7 @@ def test_a_spelling_split_over_parts_is_found(prompter: Prompter, tokenizer: Tok
 def test_too_long_a_prompt(prompter: Prompter) -> None:
     with pytest.raises(CallError) as caught:
         prompter.prompt([turn("user", "1 2 3 4 " * 200)])
-    assert (caught.value.code, caught.value.param) == ("prompt_too_long", "messages")
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
     assert str(CONTEXT) in caught.value.message
 
 
@@ -218,3 +218,15 @@ def test_the_processor_needs_no_torch(model: Path) -> None:
 def test_a_name_that_is_neither_folder_nor_model() -> None:
     with pytest.raises(ModelFilesError, match="neither a folder nor a model"):
         load("no such/model/anywhere")
+
+
+def test_too_long_in_the_words_that_clients_search_for() -> None:
+    messages = "This model's maximum context length is 512 tokens. However, your messages resulted in "
+    assert context_exceeded(512, 600) == messages + "600 tokens. Please reduce the length of the messages."
+    assert context_exceeded(512, 512, counted=False) == (
+        messages + "more than 512 tokens. Please reduce the length of the messages."
+    )
+    assert context_exceeded(512, 500, 100) == (
+        "This model's maximum context length is 512 tokens. However, you requested 600 tokens (500 in the messages, "
+        "100 in the completion). Please reduce the length of the messages or completion."
+    )

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from components.aio import on_thread
 from components.config import Topology
 from components.engines.base import EncodeEngine, EngineError
 from components.engines.load import engine
@@ -166,8 +167,9 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         open_connector(topology, panel.id) as connector,
         Fetcher(limits, policy, budget=budget) as fetcher,
     ):
-        encoder = engine(topology).encode_engine(topology)
-        await asyncio.to_thread(encoder.warm_up)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        encoder = await on_thread(lambda: engine(topology).encode_engine(topology), "load")
+        await on_thread(encoder.warm_up, "warm up")
         embeddings = await connector.create_pool(topology.encode.pool_bytes, encoder.format.device)
         images = await connector.create_pool(IMAGES_IN_FLIGHT * media.max_bytes)
         sources = ImageSources(fetcher, connector, images, limits, deadline=topology.transfer.deadline_seconds)
@@ -175,7 +177,6 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         service = EncodeService(topology, connector, encoder, sources, cache, KeptBytes(budget), limits)
         await panel.serve(
             {"find": operation(EncodeRequest, service.find), "encode": operation(EncodeRequest, service.encode)},
-            model=topology.model.name,
             revision=encoder.format.revision,
             engine=topology.engine,
             capacity=topology.encode.max_batch_images,

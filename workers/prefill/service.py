@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from components import aio
 from components.config import Topology
-from components.engines.base import PrefillEngine, Prompt
+from components.engines.base import PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -17,6 +17,7 @@ from components.protocol import (
     PrefillRequest,
     Reservation,
     ReserveRequest,
+    context_exceeded,
 )
 from components.runtime import Panel
 from components.runtime.connector import held, open_connector
@@ -39,6 +40,8 @@ class PrefillService:
     async def prefill(self, request: PrefillRequest, context: Context) -> Prefilled:
         if request.model != self._model:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
+        with as_call_errors():
+            check_token_ids(request.token_ids, self._engine.vocabulary)
         trace = Trace("prefill")
         asked = [
             EncodeRequest(model=self._model, image=image, cache_salt=request.cache_salt) for image in request.images
@@ -55,7 +58,7 @@ class PrefillService:
             reserving = aio.child(self._reserve(request, len(token_ids), source, context))
             try:
                 with as_call_errors():
-                    first = await self._engine.prefill(prompt, reserving)
+                    first = await self._engine.prefill(prompt, reserving, context.remaining())
             finally:
                 await aio.end(reserving)
             trace.add("compute", first.compute_seconds)
@@ -72,9 +75,7 @@ class PrefillService:
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._engine.max_context:
             raise CallError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {prompt_tokens} tokens with its pictures; with at least one of the answer, "
-                f"{self._engine.max_context} is the most.",
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED, context_exceeded(self._engine.max_context, prompt_tokens)
             )
 
     async def _reserve(self, request: PrefillRequest, prompt_tokens: int, source: bytes, context: Context) -> bytes:
@@ -96,7 +97,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         Panel.open("prefill", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        prefill_engine = engine(topology).prefill_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        prefill_engine = await aio.on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
         await prefill_engine.start()
         format = prefill_engine.format
         size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes
@@ -105,14 +107,13 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             panel.bus,
             connector,
             pool,
-            await panel.peers("encode"),
+            await panel.peers("encode", format.revision),
             format,
             deadline=topology.transfer.deadline_seconds,
         )
         service = PrefillService(topology.model.name, panel.bus, prefill_engine, images)
         await panel.serve(
             {"prefill": operation(PrefillRequest, service.prefill)},
-            model=topology.model.name,
             revision=format.revision,
             engine=topology.engine,
             held=lambda: {**held(connector), **prefill_engine.held(), "embedding bytes": pool.used},
