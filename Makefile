@@ -3,6 +3,7 @@
 #   VENV=.venv          where the environment is
 #   PORT=8000           HTTP port of the demo
 #   SGLANG_VENV=folder  where the environment of test-sglang is
+#   INSTALL_VENV=folder where the environment of test-install is
 #   ONCE=1              the demo stops after the answer
 #   PER_TASK=100        questions a task in `evaluate`
 #   MODEL=folder        test-compose serves this model instead of the bundled one
@@ -29,7 +30,10 @@ SGLANG_VENV ?= .venv-sglang
 SGLANG_PINS := constraints-sglang-cpu.txt
 SGLANG := $(SGLANG_VENV)/.installed-$(VERSION)-$(shell cksum < $(SGLANG_PINS) | cut -d' ' -f1)
 
-.PHONY: help install environments demo test test-sglang test-compose test-multinode lint evaluate clean
+INSTALL_VENV ?= .venv-install
+INSTALLED := $(INSTALL_VENV)/.alone-$(HASH)
+
+.PHONY: help install environments demo test test-install test-sglang test-compose test-multinode lint evaluate clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -37,13 +41,17 @@ help: ## list the commands
 install: $(RUNTIME) ## make the environment that `demo` and `triptych` need
 	@echo "$(BIN)/triptych is ready"
 
-environments: $(DEVELOP) $(SGLANG) ## make those of `test` and `test-sglang`; with -j2 side by side
+environments: $(DEVELOP) $(SGLANG) $(INSTALLED) ## make those of the tests; with -j2 side by side
 
 demo: $(RUNTIME) ## start everything, ask about a picture, show the way the request took
 	@exec $(BIN)/triptych demo $(if $(PORT),--port $(PORT)) $(if $(ONCE),--once)
 
-test: lint ## lint, types and tests; CI runs this and test-sglang
+test: lint ## lint, types and tests; CI runs this and every test-… below (docs/testing.md)
 	@$(BIN)/pytest
+
+# This checkout's code, wherever the environment's own link leads: the folder can serve many, as it does in CI.
+test-install: $(INSTALLED) ## every command once, in an environment made by `make install` alone (1.5 GB)
+	@PYTHONPATH=$(CURDIR) $(INSTALL_VENV)/bin/python -m tests.install.run
 
 test-compose: $(DEVELOP) ## docker-compose.yml, built, asked, hurt and taken away; brings a Docker engine if none runs
 	@$(BIN)/python tests/compose/run.py $(if $(MODEL),--model $(MODEL))
@@ -66,7 +74,7 @@ evaluate: $(TRAIN) ## measure the bundled model again (minutes; needs npm and li
 	@$(BIN)/python -m models.train.evaluate --per-task $(or $(PER_TASK),100)
 
 clean: ## remove the environment, caches and what a stack left
-	rm -rf $(VENV) $(SGLANG_VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(SGLANG_VENV) $(INSTALL_VENV) .triptych .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUNTIME):
@@ -84,6 +92,12 @@ $(SGLANG):
 	@{ $(PYTHON) -m venv --clear $(SGLANG_VENV) && \
 	  $(SGLANG_VENV)/bin/python -m pip install --no-deps -r $(SGLANG_PINS) && touch $@; } || \
 	  { echo "no environment for SGLang: it needs 3 GB in $(SGLANG_VENV), and the packages of $(SGLANG_PINS)"; exit 1; }
+
+# Anew for each change of the pins: what an older one had installed must not be found.
+$(INSTALLED):
+	@rm -rf $(INSTALL_VENV)
+	@$(MAKE) VENV=$(INSTALL_VENV) PYTHON=$(PYTHON) install
+	@touch $@
 
 $(DEVELOP): $(RUNTIME)
 	@echo "installing the tools for tests into $(VENV)"

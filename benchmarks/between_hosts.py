@@ -42,20 +42,23 @@ class Wire:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._lines = connection.makefile("rb")
+        self._come = bytearray()
+        """What the other has said and nobody has asked for: two of its messages may come as one."""
 
     def send(self, value: Any) -> None:
         self._connection.sendall(json.dumps(value, default=_encode).encode() + b"\n")
 
     def recv(self) -> Any:
-        line = self._lines.readline()
-        if not line:
-            raise EOFError("the other machine hung up")
+        while b"\n" not in self._come:
+            chunk = self._connection.recv(65536)
+            if not chunk:
+                raise EOFError("the other machine hung up")
+            self._come += chunk
+        line, _, self._come = self._come.partition(b"\n")
         return json.loads(line, object_hook=_decode)
 
     def poll(self, seconds: float) -> bool:
-        # One answer to each question: nothing waits in the reader's own buffer.
-        return bool(select.select([self._connection], [], [], seconds)[0])
+        return b"\n" in self._come or bool(select.select([self._connection], [], [], seconds)[0])
 
     def close(self) -> None:
         self._connection.close()

@@ -15,13 +15,14 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 from PIL import Image
 
@@ -69,7 +70,7 @@ def questions(count: int, seed: int, size: int = 224) -> list[Question]:
     return result
 
 
-async def ask(client: httpx.AsyncClient, model: str, question: Question, tokens: int) -> Timing:
+async def ask(client: httpx2.AsyncClient, model: str, question: Question, tokens: int) -> Timing:
     """One streamed request over HTTP."""
     body = chat_body(model, question.png, question.text, tokens)
     began = time.perf_counter()
@@ -96,7 +97,7 @@ async def measure(url: str, topology: Topology, *, rounds: int, tokens: int, at_
     alone: list[Timing] = []
     process: list[Timing] = []
     together: list[tuple[float, list[Timing]]] = []
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=httpx.Limits(max_connections=at_once)) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=120, limits=httpx2.Limits(max_connections=at_once)) as client:
         stock = iter(questions((rounds + 1) * (2 + at_once), seed))
         for round in range(rounds + 1):
             mine, theirs = next(stock), next(stock)
@@ -175,7 +176,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seed": options.seed,
     }
     if options.url:
-        result = asyncio.run(measure(options.url, topology, **measuring))
+        try:
+            result = asyncio.run(measure(options.url, topology, **measuring))
+        except httpx2.HTTPError as error:
+            sys.exit(f"{options.url}: {error or type(error).__name__}")
     else:
         with running_stack(options.config) as stack:
             result = asyncio.run(measure(stack.url, topology, **measuring))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import io
 import itertools
 import json
@@ -46,6 +47,7 @@ from benchmarks.sglang_load import in_turns, one_turn, percentile, summary, ttft
 from benchmarks.sglang_stacks import BareSplit, Panels, Question, Stack, Whole, engines, panels
 from benchmarks.sglang_task import EngineRole
 from benchmarks.sized_model import SIZES, Size
+from components.nixl_connect import cuda
 from components.protocol import ImagePart, TextPart, Turn, UrlImage
 from processor.model_files import load as load_files
 from processor.prompt import Prompter
@@ -330,6 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, help="write the tables into this page, between its marks")
     parser.add_argument("--plot", type=Path, help="draw the way of a request with a new picture as SVG")
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("sglang") is None:
+        sys.exit("SGLang is not installed here: docs/engines.md says how to")
+    if options.device == "cuda" and cuda.driver() is None:
+        sys.exit("no GPU here that could be used: --device cpu")
     # SGLang's own memory for rows on their way to its scheduler, 1 GiB by default; this holds those of 55 prompts.
     os.environ.setdefault("SGLANG_MM_FEATURE_CACHE_MB", "512")
     options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")

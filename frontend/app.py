@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from components.config import Topology
@@ -18,27 +19,31 @@ from components.telemetry import metrics as telemetry
 from components.telemetry.trace import Trace
 from frontend import errors, openapi
 from frontend.api_types import ChatCompletionRequest, Health, Model, ModelList, Readiness
-from frontend.body import read_body
+from frontend.body import read_json
 from frontend.chat import Backend, ChatResponse
 from frontend.health import readiness
 from frontend.images import ImageShelf
+from frontend.limits import LimitsInForce
 from frontend.models import find, models
+from frontend.paths import Paths
 from frontend.request_id import RequestId
-from frontend.validate import parse
+from frontend.validate import validate
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def create_app(topology: Topology, panels: Mapping[Role, Peers], shelf: ImageShelf) -> ASGIApp:
+def create_app(topology: Topology, panels: Mapping[Role, Peers], shelf: ImageShelf, limits: LimitsInForce) -> ASGIApp:
     """``panels`` are the roles that answers need, the processor among them."""
     settings = topology.frontend
     backend = Backend(panels["processor"], shelf)
-    served = models(topology.model.name, int(time.time()), topology.model.max_context)
+    began_serving = int(time.time())
     app = FastAPI(
         title="Triptych",
         description="Chat with pictures, in OpenAI's API.",
         docs_url=None,
         redoc_url=None,
+        # To a URL made of what a proxy says; ``Paths`` takes a slash at the end without.
+        redirect_slashes=False,
     )
     errors.install(app)
     openapi.install(app)
@@ -46,29 +51,32 @@ def create_app(topology: Topology, panels: Mapping[Role, Peers], shelf: ImageShe
     @app.post(
         "/v1/chat/completions",
         response_model=None,
-        responses={200: openapi.streamed_or_not(), **openapi.errors(400, 404, 408, 413, 422, 429, 500, 503, 504)},
+        responses={200: openapi.streamed_or_not(), **openapi.errors(400, 404, 408, 413, 415, 429, 500, 503, 504)},
         openapi_extra=openapi.body(ChatCompletionRequest),
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation, pictures included."""
         began, trace = time.perf_counter(), Trace("frontend")
         with trace.step("read body"):
-            body = await read_body(request, settings.body_limit_bytes, settings.request_timeout_seconds)
+            body = await read_json(request, settings.body_limit_bytes, settings.request_timeout_seconds)
         with trace.step("validate"):
-            chat = parse(body, settings.max_images)
+            chat = await validate(body, limits.now())
         given = request.headers.get("traceparent", "")
         context = Context.new(
             settings.request_timeout_seconds,
             id=request.state.request_id,
             traceparent=given if _TRACEPARENT.fullmatch(given) else "",
         )
-        report = bool(chat.trace) or request.headers.get("x-triptych-trace") == "1"
+        report = bool(chat.request.trace) or request.headers.get("x-triptych-trace") == "1"
         return ChatResponse(backend, chat, context, trace, began, report)
+
+    def served() -> ModelList:
+        return models(topology.model.name, began_serving, limits.max_context)
 
     @app.get("/v1/models", response_model=None, responses={200: openapi.answer(ModelList)})
     async def list_models() -> Response:
         """The models that can be asked."""
-        return _json(served)
+        return _json(served())
 
     @app.get(
         "/v1/models/{id:path}",
@@ -77,7 +85,7 @@ def create_app(topology: Topology, panels: Mapping[Role, Peers], shelf: ImageShe
     )
     async def get_model(id: str) -> Response:
         """One model."""
-        return _json(find(served, id))
+        return _json(find(served(), id))
 
     @app.get("/health", response_model=None, responses={200: openapi.answer(Health)})
     async def health() -> Response:
@@ -98,7 +106,15 @@ def create_app(topology: Topology, panels: Mapping[Role, Peers], shelf: ImageShe
         """Measurements of this process, for Prometheus."""
         return Response(telemetry.render(), media_type=telemetry.CONTENT_TYPE)
 
-    return RequestId(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return RequestId(Paths(app))
 
 
 def _json(value: msgspec.Struct) -> Response:

@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 from fastapi import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from components import aio
 from components.messaging import CallError, Context
 from components.protocol import ChatDone, ChatItem, ErrorCode, TextDelta, Usage
 from components.runtime import Peers
@@ -22,7 +23,6 @@ from frontend import metrics
 from frontend.api_types import (
     AssistantMessage,
     ChatCompletion,
-    ChatCompletionRequest,
     Choice,
     CompletionUsage,
     PromptTokensDetails,
@@ -31,7 +31,7 @@ from frontend.api_types import (
 from frontend.errors import ApiError, from_call
 from frontend.images import ImageShelf
 from frontend.sse import DONE, ChunkWriter, EventStream, event
-from frontend.validate import chat_request, client_param, image_references
+from frontend.validate import Chat, chat_request, client_param
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ChatResponse(Response):
     def __init__(
         self,
         backend: Backend,
-        request: ChatCompletionRequest,
+        chat: Chat,
         context: Context,
         trace: Trace,
         began: float,
@@ -58,18 +58,26 @@ class ChatResponse(Response):
     ) -> None:
         super().__init__()
         self._backend = backend
-        self._request = request
+        self._request = chat.request
         self._context = context
         self._trace = trace
         self._began = began
         self._report = report
-        self._images = image_references(request)
+        self._images = chat.images
         self._id = f"chatcmpl-{context.id}"
         self._created = int(time.time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = asyncio.Event()
+
+        async def sending(message: Message) -> None:
+            # Before it is sent: as soon as the client has the last byte, it may go.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                whole.set()
+            await send(message)
+
         with metrics.IN_FLIGHT.track_inprogress():
-            await _until_hang_up(receive, self._answer(scope, receive, send))
+            await _until_hang_up(receive, whole, self._answer(scope, receive, sending))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ``ApiError`` before the first byte; after it, errors are events of the stream."""
@@ -93,7 +101,7 @@ class ChatResponse(Response):
         except CallError as error:
             failure = from_call(error, self._context.id)
             detail = failure.body.error
-            detail.param = client_param(detail.param, str(detail.code), self._images)
+            detail.param = client_param(detail.param, str(detail.code), [image.param for image in self._images])
             if not stream.started:
                 raise failure from error
             await _break_off(stream, failure)
@@ -197,20 +205,19 @@ async def _chain(first: ChatItem, rest: AsyncGenerator[ChatItem, None]) -> Async
         yield item
 
 
-async def _until_hang_up(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Runs ``work``; cancels it, and waits until it has cleaned up, when the client goes away."""
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_hang_up(receive))
+async def _until_hang_up(receive: Receive, whole: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Runs ``work``; cancels it, and waits until it has cleaned up, when the client goes away before its answer is
+    ``whole``. After that the server reports a disconnect as well, and the work has only to clean up.
+    """
+    working, watching = aio.child(work), aio.child(_hang_up(receive))
     try:
         await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
+        if working.done() or whole.is_set():
+            await working
         else:
             metrics.HANG_UPS.inc()
     finally:
-        working.cancel()
-        watching.cancel()
-        await asyncio.wait([working, watching])
+        await aio.end(working, watching)
 
 
 async def _hang_up(receive: Receive) -> None:

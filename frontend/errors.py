@@ -70,6 +70,10 @@ def from_call(error: CallError, request_id: str) -> ApiError:
     if code is ErrorCode.INTERNAL:
         log.error("request %s failed in %s: %s", request_id, error.stage or "the frontend", error)
         message = f"The server failed to answer this request (id {request_id})."
+    elif code is ErrorCode.BODY_TOO_LARGE:
+        # Of a message between two panels; what it is that cannot carry it is no client's business.
+        log.error("request %s: %s", request_id, error)
+        message = "The request is larger than this server can handle."
     return ApiError(code.status, code, message, param=error.param)
 
 

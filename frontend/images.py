@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import functools
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +22,16 @@ from components.protocol import BufferImage, ErrorCode, ImageSource, UrlImage
 from components.telemetry.trace import Trace
 from frontend.errors import ApiError
 from frontend.metrics import EXPOSED
+from frontend.payloads import Payload
 from frontend.validate import ImageReference
 
-# binascii holds the interpreter's lock while it works: a megabyte is two milliseconds in which nothing else runs.
-_CHUNK = 2**18
+# Looking through this many bytes takes less than changing to another thread.
 _SHORT = 2**16
+# data:[type][;parameters];base64, and the type is not read: bytes decide.
+_HEAD = re.compile(r"data:.*;\s*base64\s*,", re.IGNORECASE | re.DOTALL)
+_LONGEST_HEAD = 1024
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,44 +48,46 @@ class ImageShelf:
     ) -> AsyncIterator[list[ImageSource]]:
         """Inside the block, and for at most ``seconds``, whoever has the records can read the pictures.
 
-        URLs pass through. Raises ``ApiError``.
+        URLs pass through; payloads are forgotten once they are exposed. Raises ``ApiError``.
         """
         async with AsyncExitStack() as stack:
             sources: list[ImageSource] = []
             for reference in references:
-                if reference.url[:5].lower() != "data:":
+                if reference.payload is None:
                     sources.append(UrlImage(url=reference.url))
                     continue
                 with trace.step("expose image"):
-                    sources.append(await self._expose(reference, seconds, stack))
+                    sources.append(await self._expose(reference, reference.payload, seconds, stack))
             yield sources
 
-    async def _expose(self, reference: ImageReference, seconds: float, stack: AsyncExitStack) -> BufferImage:
-        url, start = reference.url, _payload_start(reference)
-        size = _decoded_size(url, start)
-        if len(url) == start:
-            raise _refused(ErrorCode.IMAGE_UNDECODABLE, "The picture is empty (0 bytes).", reference)
-        if size > min(self.max_bytes, self.pool.size):
+    async def _expose(
+        self, reference: ImageReference, payload: Payload, seconds: float, stack: AsyncExitStack
+    ) -> BufferImage:
+        if len(reference.url) > _LONGEST_HEAD or not _HEAD.fullmatch(reference.url):
             raise _refused(
-                ErrorCode.IMAGE_TOO_LARGE, f"The picture has {size} bytes; {self.max_bytes} are allowed.", reference
+                ErrorCode.IMAGE_UNDECODABLE, "A data: URL must have the form data:image/png;base64,<base64>.", reference
             )
-        slot = self._allocate(size)
         try:
-            memory = slot.numpy(np.uint8, (size,))
-            if size <= _SHORT:
-                sha256 = _decode(url, start, memory)
-            else:
-                # To the end: while the thread writes, the memory must not become somebody else's.
-                sha256 = await to_the_end(asyncio.to_thread(_decode, url, start, memory))
-            # Any number of reads: an encode worker that fails is replaced by another, which reads again.
-            readable = await self.connector.create_readable(slot.descriptor, lease=seconds, readers=None)
+            size = await _beside(payload, _decoded_size)
+            if not size:
+                raise _refused(ErrorCode.IMAGE_UNDECODABLE, "The picture is empty (0 bytes).", reference)
+            if size > min(self.max_bytes, self.pool.size):
+                raise _refused(
+                    ErrorCode.IMAGE_TOO_LARGE, f"The picture has {size} bytes; {self.max_bytes} are allowed.", reference
+                )
+            slot = self._allocate(size)
+            try:
+                sha256 = await _beside(payload, functools.partial(_decode, memory=slot.numpy(np.uint8, (size,))))
+                # Any number of reads: an encode worker that fails is replaced by another, which reads again.
+                readable = await self.connector.create_readable(slot.descriptor, lease=seconds, readers=None)
+            finally:
+                slot.release()  # The readable holds its own reference.
         except ValueError as error:
             raise _refused(
                 ErrorCode.IMAGE_UNDECODABLE, "The data: URL of the picture is not valid base64.", reference
             ) from error
-        finally:
-            slot.release()  # The readable holds its own reference.
         await stack.enter_async_context(readable)
+        payload.forget()
         EXPOSED.inc(size)
         return BufferImage(record=readable.metadata().model_dump_json().encode(), size=size, sha256=sha256)
 
@@ -92,35 +102,40 @@ class ImageShelf:
             ) from error
 
 
-def _payload_start(reference: ImageReference) -> int:
-    """``data:[type][;parameters];base64,payload`` → where the payload begins. The type is not read: bytes decide."""
-    comma = reference.url.find(",", 0, 1024)
-    if comma < 0 or not reference.url[:comma].lower().endswith(";base64"):
-        raise _refused(
-            ErrorCode.IMAGE_UNDECODABLE, "A data: URL must have the form data:image/png;base64,<base64>.", reference
-        )
-    return comma + 1
+async def _beside(payload: Payload, look: Callable[[Payload], T]) -> T:
+    """``look(payload)``, beside the event loop if it takes long."""
+    if len(payload) <= _SHORT:
+        return look(payload)
+    # To the end: while the thread writes to memory, that must not become somebody else's.
+    return await to_the_end(asyncio.to_thread(look, payload))
 
 
-def _decoded_size(url: str, start: int) -> int:
+def _decoded_size(payload: Payload) -> int:
     """What valid base64 of that length decodes to; for what is not valid, ``_decode`` finds out."""
-    padding = len(url[-2:]) - len(url[-2:].rstrip("="))
-    return max(1, (len(url) - start) // 4 * 3 - padding)
+    length, end = 0, b""
+    for piece in payload.pieces():
+        length += len(piece)
+        end = (end + piece)[-2:]
+    return max(1, length // 4 * 3 - end.count(b"=")) if length else 0
 
 
-def _decode(url: str, start: int, memory: npt.NDArray[np.uint8]) -> str:
+def _decode(payload: Payload, memory: npt.NDArray[np.uint8]) -> str:
     """Fills the memory; the SHA-256 of the bytes, in hex. Raises ``ValueError`` for everything that is not the one
-    canonical way to write these bytes."""
+    canonical way to write these bytes, white space aside."""
     digest = hashlib.sha256()
     written = 0
-    for begin in range(start, len(url), _CHUNK):
-        piece = binascii.a2b_base64(url[begin : begin + _CHUNK], strict_mode=True)
+    held = b""
+    for piece in payload.pieces():
+        held += piece
+        whole = len(held) // 4 * 4
+        data = binascii.a2b_base64(held[:whole], strict_mode=True)
+        held = held[whole:]
         # Padding in the middle would make a piece short.
-        memory[written : written + len(piece)] = np.frombuffer(piece, np.uint8)
-        digest.update(piece)
-        written += len(piece)
-    if written != len(memory):
-        raise ValueError("padding in the middle")
+        memory[written : written + len(data)] = np.frombuffer(data, np.uint8)
+        digest.update(data)
+        written += len(data)
+    if held or written != len(memory):
+        raise ValueError("padding in the middle, or missing")
     return digest.hexdigest()
 
 

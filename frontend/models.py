@@ -9,10 +9,13 @@ from frontend.api_types import Model, ModelList
 from frontend.errors import ApiError
 
 
-def models(name: str, created: int, max_context: int | None) -> ModelList:
-    """``created`` is when this frontend started, in unix seconds: when the weights were made nobody says."""
+def models(name: str, created: int, max_context: int) -> ModelList:
+    """``created`` is when this frontend started, in unix seconds: when the weights were made nobody says.
+
+    ``max_context`` 0: no processor has said it yet.
+    """
     model = Model(id=name, created=created)
-    if max_context is not None:
+    if max_context:
         model.max_model_len = max_context
     return ModelList(data=[model])
 

@@ -24,12 +24,13 @@ _TYPES = (
 )
 
 _WHEN = {
-    400: "A field is wrong or not supported, a picture cannot be decoded or is too large, the prompt is too long.",
+    400: "A field is wrong, unknown or not supported; a picture cannot be had, decoded or is too large; the prompt is "
+    "too long.",
     404: "There is no such model.",
     405: "The route does not take this method.",
     408: "The request body did not arrive in time.",
     413: "The request body, or the text in it, is too long.",
-    422: "A picture's URL cannot be fetched.",
+    415: "The request body is not `application/json`, or is packed.",
     429: "Too many requests or pictures are in work; `Retry-After` says when to try again.",
     500: "The server failed.",
     503: "A panel is missing, or was lost while it worked on the request; the message names it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -11,12 +12,15 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
+from components import aio, background
 from components.config import Topology
 from components.runtime import Panel
 from components.runtime.connector import open_connector
 from frontend.app import create_app
 from frontend.health import NEEDED
 from frontend.images import ImageShelf
+from frontend.limits import LimitsInForce
+from frontend.protocol import Protocol
 
 
 class _Server(uvicorn.Server):
@@ -36,10 +40,16 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp, listener: socket.socket, drain_seconds: float) -> AsyncIterator[None]:
-    """Answers HTTP inside the block. On the way out no new requests, and the running ones get ``drain_seconds``."""
+async def serving(
+    app: ASGIApp, listener: socket.socket, drain_seconds: float, client_seconds: float
+) -> AsyncIterator[None]:
+    """Answers HTTP inside the block. On the way out no new requests, and the running ones get ``drain_seconds``.
+
+    A client that is waited for longer than ``client_seconds`` is cut off.
+    """
     config = uvicorn.Config(
         app,
+        http=functools.partial(Protocol, seconds=client_seconds),  # type: ignore[arg-type]  # what makes one
         lifespan="off",
         ws="none",
         access_log=False,
@@ -50,17 +60,25 @@ async def serving(app: ASGIApp, listener: socket.socket, drain_seconds: float) -
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve([listener]))
-    listening = asyncio.create_task(server.listening.wait())
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        try:
+            await server.serve([listener])
+            if not server.should_exit:
+                raise RuntimeError("the HTTP server has stopped")
+        finally:
+            ended.set()
+
+    task = background.task(serve(), "HTTP server")
+    await aio.unless(ended, server.listening.wait())
     try:
-        await asyncio.wait([task, listening], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         yield
     finally:
-        listening.cancel()
         server.should_exit = True
-        await task
+        await asyncio.wait([task])
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -90,6 +108,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             pool = await connector.create_pool(settings.pool_bytes)
             panels = {role: await panel.peers(role) for role in NEEDED}
             shelf = ImageShelf(connector, pool, topology.encode.media.max_bytes)
-            async with serving(create_app(topology, panels, shelf), listener, topology.drain_seconds):
+            limits = LimitsInForce(settings, panels["processor"], panel.bus.largest_request)
+            app = create_app(topology, panels, shelf, limits)
+            async with serving(app, listener, topology.drain_seconds, settings.client_timeout_seconds):
                 await panel.serve({})
                 await panel.until_stopped()

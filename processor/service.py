@@ -109,5 +109,10 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         files = await asyncio.to_thread(load, topology.model.path)
         max_context = min(files.max_context, topology.model.max_context or files.max_context)
         service = ProcessorService(topology.model.name, files, max_context, await panel.peers("decode"))
-        await panel.serve({"chat": operation(ChatRequest, service.chat)}, model=topology.model.name)
+        await panel.serve(
+            {"chat": operation(ChatRequest, service.chat)},
+            max_context=max_context,
+            # As the vocabulary spells it, which is never shorter than what it stands for.
+            longest_token=max(len(token.encode()) for token in files.tokenizer.get_vocab()),
+        )
         await panel.until_stopped()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from components.aio import to_the_end
+from components.aio import on_thread, to_the_end
 
 
 async def test_a_cancellation_waits_for_the_end() -> None:
@@ -53,3 +54,27 @@ async def test_a_cancellation_is_not_lost_in_its_error() -> None:
     with pytest.raises(asyncio.CancelledError) as cancelled:
         await task
     assert isinstance(cancelled.value.__cause__, ValueError)
+
+
+async def test_what_a_thread_returns_or_raises() -> None:
+    def broken() -> None:
+        raise ValueError("broken")
+
+    assert await on_thread(lambda: 7, "seven") == 7
+    with pytest.raises(ValueError, match="broken"):
+        await on_thread(broken, "broken")
+
+
+async def test_a_cancelled_wait_leaves_the_thread_behind() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go.wait(30)
+
+    waiting = asyncio.create_task(on_thread(work, "long"))
+    await asyncio.to_thread(begun.wait, 30)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(waiting, 5)
+    go.set()

@@ -9,7 +9,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 
+from components import aio
 from components.telemetry.ready import READY_FD
 
 _PR_SET_PDEATHSIG = 1
@@ -36,8 +38,8 @@ class Child:
         self.lines: deque[str] = deque(maxlen=30)
         self._write = write
         self._ended = False
-        self._output = asyncio.ensure_future(self._read_output())
-        self._ready = asyncio.ensure_future(_read_ready(pipe))
+        self._output = aio.child(self._read_output())
+        self._ready = aio.child(_read_ready(pipe))
 
     @classmethod
     async def start(cls, command: Sequence[str], environment: Mapping[str, str], write: Callable[[str], None]) -> Child:
@@ -54,7 +56,7 @@ class Child:
                 start_new_session=True,
                 preexec_fn=die_with_parent(),
             )
-        except OSError:
+        except BaseException:
             os.close(pipe)
             raise
         finally:
@@ -74,6 +76,13 @@ class Child:
         await asyncio.shield(self._output)
         await asyncio.shield(self._ready)
         return status
+
+    def last_words(self) -> list[str]:
+        """Its last lines; of a traceback only the error, since the frames say nothing to who did not write the code."""
+        lines = list(self.lines)
+        frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+        rest = lines[frames[-1] + 1 :] if frames else lines
+        return list(dropwhile(lambda line: line.startswith("    "), rest)) or lines
 
     def terminate(self) -> None:
         """Asks it to drain and end."""

@@ -17,6 +17,7 @@ from components.cli.chat import ChatError, ask
 from components.cli.supervisor import Supervisor
 from components.cli.up import run_stack
 from components.config import ConfigError, Topology, load
+from components.config.topology import REPOSITORY
 from components.protocol import ROLES, Role
 
 app = typer.Typer(
@@ -44,12 +45,22 @@ def _load(config: Path | None, sets: list[str] | None, **shortcuts: object) -> T
         sys.exit(str(error))
 
 
+def _load_with_model(config: Path | None, sets: list[str] | None, **shortcuts: object) -> Topology:
+    """As ``_load``, and the end of the program where the model cannot be served: five roles would say so at once."""
+    topology = _load(config, sets, **shortcuts)
+    # Imported here: no other command should wait for it.
+    found = importlib.import_module("components.doctor.model").check_model(topology)
+    if found.level == "fail":
+        sys.exit(f"model.path: {found.says}; {found.change}")
+    return topology
+
+
 @app.command()
 def up(
     config: Config = None, port: Port = None, model: Model = None, sets: Sets = None, verbose: Verbose = False
 ) -> None:
     """Run the whole topology in this terminal; Ctrl-C drains it."""
-    topology = _load(config, sets, frontend__port=port, model__path=model)
+    topology = _load_with_model(config, sets, frontend__port=port, model__path=model)
     board = Board(Console())
 
     async def greet(stack: Supervisor) -> int:
@@ -71,7 +82,7 @@ def demo_command(
     once: Annotated[bool, typer.Option("--once", help="Stop after the answer.")] = False,
 ) -> None:
     """Run the whole topology, ask it about a sample picture, show the way the request took, and go on serving."""
-    topology = _load(config, sets, frontend__port=port, model__path=model)
+    topology = _load_with_model(config, sets, frontend__port=port, model__path=model)
     board = Board(Console())
     sys.exit(asyncio.run(run_stack(topology, board, verbose, demo.session(board, once), once)))
 
@@ -87,7 +98,8 @@ def run(
     ] = None,
 ) -> None:
     """Run one role alone: what compose, Slurm and Kubernetes start."""
-    sys.exit(role.start(name, _load(config, sets, model__path=model), instance))
+    load = _load if name == "frontend" else _load_with_model  # which needs the model's name only
+    sys.exit(role.start(name, load(config, sets, model__path=model), instance))
 
 
 @app.command()
@@ -102,13 +114,14 @@ def status(
     topology = _load(config, sets)
     roles = ROLES if name is None else (name,)
     try:
-        reports = asyncio.run(survey.ask_all(topology, roles, survey.this_host() if here else None, wait))
+        found = asyncio.run(survey.ask_all(topology, roles, survey.this_host() if here else None, wait))
     except ConnectionError as error:
         sys.exit(str(error))
-    if not reports:
+    if not found.reports and not found.refused:
         sys.exit(f"no {name or 'instance'} is registered{' from this host' if here else ''}")
-    Console().print(survey.table(reports))
-    sys.exit(any(report.held is None for report in reports))
+    Console().print(survey.table(found))
+    # What a stranger wrote into etcd must not make a health check fail.
+    sys.exit(not found.reports or any(report.held is None for report in found.reports))
 
 
 @app.command()
@@ -180,7 +193,9 @@ def nodes(
 
 @app.command()
 def plan(
-    model: Annotated[Path, typer.Argument(help="A model's folder, or its config.json.")] = Path("models/tiny-vl"),
+    model: Annotated[
+        Path, typer.Argument(help="A model's folder, or its config.json.", show_default="the bundled one")
+    ] = REPOSITORY / "models" / "tiny-vl",
     gpu: Annotated[str, typer.Option(help="a100, l40s, h100, h200 or b200.")] = "h100",
     gpus: Annotated[int | None, typer.Option(help="Find the highest rate that so many hold.")] = None,
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,
@@ -220,7 +235,10 @@ def bench_sglang(context: typer.Context) -> None:
 
 def _bench(module: str, arguments: list[str]) -> None:
     # Imported here: no other command should wait for what a benchmark needs.
-    sys.exit(importlib.import_module(module).main(arguments))
+    try:
+        sys.exit(importlib.import_module(module).main(arguments))
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 def main() -> None:

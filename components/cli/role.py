@@ -31,6 +31,9 @@ FAILED = 70
 _LAST_SECONDS = 5.0
 """How long a process that has failed may take to leave discovery and tell its callers."""
 
+_LAST_THREADS_SECONDS = 1.0
+"""How long a role that has ended waits for its threads: one that loads weights for it loads them for nobody."""
+
 MODULES: dict[Role, str] = {
     "frontend": "frontend.service",
     "processor": "processor.service",
@@ -63,10 +66,20 @@ def start(role: Role, topology: Topology, instance: str | None) -> int:
     """
     logs.setup(topology.log_level)
     module = importlib.import_module(MODULES[role])
-    status = asyncio.run(_until_stopped(module.run(topology, instance)))
+    with asyncio.Runner() as runner:
+        status = runner.run(_until_stopped(module.run(topology, instance)))
+        # The runner's end, and the interpreter's, wait for whatever runs in threads.
+        _end_after(_LAST_THREADS_SECONDS, status)
     # Else the interpreter, as it ends, looks through all that torch made: more than a second of CPU in each worker.
     gc.freeze()
     return status
+
+
+def _end_after(seconds: float, status: int) -> None:
+    """This process ends then at the latest, whatever its threads do."""
+    last = threading.Timer(seconds, os._exit, [status])
+    last.daemon = True
+    last.start()
 
 
 async def _until_stopped(role: Coroutine[object, object, None]) -> int:
@@ -89,9 +102,7 @@ async def _until_stopped(role: Coroutine[object, object, None]) -> int:
             return
         failed = True
         log.critical("%s: this process ends", reason)
-        last = threading.Timer(_LAST_SECONDS, os._exit, [FAILED])
-        last.daemon = True
-        last.start()
+        _end_after(_LAST_SECONDS, FAILED)
         with suppress(RuntimeError):  # The loop has ended, and with it the role.
             loop.call_soon_threadsafe(task.cancel)
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Literal
@@ -18,26 +19,22 @@ from typing import Literal
 import httpx2
 import yaml
 
+from components import aio, background
 from components.cli.board import Board
 from components.cli.child import Child, describe_end
 from components.cli.role import MODULES
 from components.config import Topology
 from components.config.source import PREFIX
 from components.protocol import ROLES, Role
-from components.runtime.servers import EtcdServer, NatsServer, Server, ServerError
+from components.runtime.restarts import Restarts, soon
+from components.runtime.servers import EtcdServer, NatsServer, Server, ServerError, keep
 
 _WAY: tuple[Role, ...] = ("frontend", "processor", "decode", "prefill", "encode")
 """Each sends requests to the ones after it only."""
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
-# A process that ran this long before it died starts again after the first pause, not a grown one.
-_STABLE_SECONDS = 60.0
 # After the drain time a role cuts its requests itself; it has this long to do so and end.
 _GRACE_SECONDS = 2.0
 _PATIENCE_SECONDS = 2.0
-_SERVER_CHECK_SECONDS = 0.5
-_SERVER_PAUSE_SECONDS = 5.0
 _LOG_BYTES = 32 * 2**20
 
 
@@ -92,14 +89,14 @@ class Supervisor:
         for slot in self.slots:
             await self._spawn(slot)
         await asyncio.gather(*(self._first_ready(slot) for slot in self.slots))
-        self._keepers += [asyncio.create_task(self._keep(slot)) for slot in self.slots]
+        self._keepers += [background.task(self._keep(slot), f"the keeper of {slot.name}") for slot in self.slots]
         if self.topology.frontend.replicas:
             await self._answers()
         return True
 
     async def serve(self) -> Literal[True]:
-        """Starts again what dies; ends only by cancellation, or with what cannot be helped."""
-        await asyncio.gather(*self._keepers)
+        """Ends only by cancellation: what dies is started again by background work, from ``start`` on."""
+        await asyncio.Event().wait()
         return True
 
     async def drain(self) -> Literal[True]:
@@ -108,8 +105,7 @@ class Supervisor:
         That is the order of a request's way. With a NATS of its own the stack has no senders but its frontends: when
         they are gone, the others have nothing left and stop together. All of it takes ``drain_seconds`` at most.
         """
-        for keeper in self._keepers:
-            keeper.cancel()
+        await aio.end(*self._keepers)
         deadline = time.monotonic() + self.topology.drain_seconds
         shared = bool(self.topology.nats.servers)
         for stage in [{role} for role in _WAY] if shared else [{_WAY[0]}, set(_WAY[1:])]:
@@ -124,8 +120,7 @@ class Supervisor:
 
     async def kill(self) -> None:
         """Ends what is left, at once; returns when it is gone."""
-        for keeper in self._keepers:
-            keeper.cancel()
+        await aio.end(*self._keepers)
         for child in self._children.values():
             child.kill()
         await asyncio.gather(*(child.wait() for child in self._children.values()))
@@ -151,29 +146,22 @@ class Supervisor:
             self._servers.append(NatsServer(nats.port, self._folder / "nats"))
         if not etcd.endpoints:
             self._servers.append(EtcdServer(etcd.port, etcd.peer_port, self._folder / "etcd"))
-        await asyncio.gather(*(self._start_server(server) for server in self._servers))
-        self._keepers += [asyncio.create_task(self._keep_server(server)) for server in self._servers]
+        try:
+            await asyncio.gather(*(self._start_server(server) for server in self._servers))
+        except ServerError as error:
+            raise StartError(str(error)) from error
+        for server in self._servers:
+            keeper = keep(server, partial(self._start_server, server), partial(self.board.say, style="yellow"))
+            self._keepers.append(background.task(keeper, f"the keeper of {server.name}"))
 
     async def _start_server(self, server: Server) -> None:
         self.board.set(server.name, "starting")
         try:
             await server.start()
-        except ServerError as error:
+        except ServerError:
             self.board.set(server.name, "failed")
-            raise StartError(str(error)) from error
+            raise
         self.board.set(server.name, "ready")
-
-    async def _keep_server(self, server: Server) -> None:
-        """Starts the server again each time it dies, on the same port with the same data: the roles come back to it."""
-        while True:
-            await asyncio.sleep(_SERVER_CHECK_SECONDS)
-            if server.pid is None:
-                self.board.say(f"{server.name}: ended, starts again", "yellow")
-                try:
-                    await self._start_server(server)
-                except StartError as error:  # somebody took its port meanwhile; it may come free
-                    self.board.say(str(error), "red")
-                    await asyncio.sleep(_SERVER_PAUSE_SECONDS)
 
     def _environment(self, role: Role) -> dict[str, str]:
         # The settings are in the file that each child gets; a variable would be applied a second time over it.
@@ -186,6 +174,7 @@ class Supervisor:
         return environment
 
     async def _spawn(self, slot: Slot) -> Child:
+        """Raises StartError where the machine cannot hold one more process."""
         command = [sys.executable, "-m", MODULES[slot.role].rpartition(".")[0]]
         command += ["-c", str(self._folder / "topology.yaml")]
         # A fresh name each time: peers may still hold what they knew of the process before it.
@@ -195,7 +184,10 @@ class Supervisor:
         if devices := getattr(getattr(self.topology, slot.role), "devices", ()):
             command += ["--set", f"{slot.role}.device={devices[slot.index % len(devices)]}"]
         self.board.set(slot.name, "starting")
-        child = await Child.start(command, self._environment(slot.role), self._writer(slot.name))
+        try:
+            child = await Child.start(command, self._environment(slot.role), self._writer(slot.name))
+        except OSError as error:
+            raise StartError(f"{slot.name} cannot be started: {error.strerror}") from error
         self._children[slot] = child
         return child
 
@@ -214,27 +206,35 @@ class Supervisor:
             return
         status = await child.wait()
         self.board.set(slot.name, "failed")
-        last = "\n".join(f"  {line}" for line in child.lines)
+        last = "\n".join(f"  {line}" for line in child.last_words())
         end = f"{slot.name} ended with {describe_end(status)} while starting"
         raise StartError(f"{end}; its last lines:\n{last}\nall lines of all roles: {self.log_file}")
 
     async def _keep(self, slot: Slot) -> None:
         """Starts the slot's process again each time it dies."""
-        pause = _FIRST_PAUSE
-        child = self._children[slot]
+        restarts = Restarts()
+        child, since = self._children[slot], time.monotonic()
         while True:
-            began = time.monotonic()
             status = await child.wait()
-            if time.monotonic() - began > _STABLE_SECONDS:
-                pause = _FIRST_PAUSE
+            pause = restarts.pause(time.monotonic() - since)
             self.board.set(slot.name, "restarting")
-            end = f"{slot.name}: ended with {describe_end(status)}, starts again in {pause:g} s"
-            self.board.say("\n".join([end, *(f"  {line}" for line in list(child.lines)[-3:])]), "yellow")
+            end = f"{slot.name}: ended with {describe_end(status)}, starts again {soon(pause)}"
+            self.board.say("\n".join([end, *(f"  {line}" for line in child.last_words()[-3:])]), "yellow")
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-            child = await self._spawn(slot)
-            if await child.ready():
+            child = await self._spawn_again(slot, restarts)
+            ready = await child.ready()
+            since = time.monotonic()
+            if ready:
                 self.board.set(slot.name, "ready")
+
+    async def _spawn_again(self, slot: Slot, restarts: Restarts) -> Child:
+        """As often as it takes: memory and process numbers come free again."""
+        while True:
+            try:
+                return await self._spawn(slot)
+            except StartError as error:
+                self.board.say(str(error), "red")
+                await asyncio.sleep(restarts.pause(0.0))
 
     async def _end(self, slot: Slot, child: Child, seconds: float) -> None:
         try:

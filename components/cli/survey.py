@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import msgspec
+from rich.markup import escape
 from rich.table import Table
 
 from components.config import Topology
 from components.discovery import Registry
 from components.messaging import Bus, CallError, Context
 from components.protocol import VERSION, Instance, Role, Status, StatusRequest
+from components.runtime.directory import directory
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,15 @@ class Report:
     problem: str = ""
 
 
-async def ask_all(topology: Topology, roles: Sequence[Role], host: str | None, seconds: float) -> list[Report]:
+@dataclass(frozen=True)
+class Survey:
+    """``refused`` is why panels skip an entry that is no instance, by role and id: as a stranger wrote them."""
+
+    reports: list[Report]
+    refused: Mapping[tuple[Role, str], str]
+
+
+async def ask_all(topology: Topology, roles: Sequence[Role], host: str | None, seconds: float) -> Survey:
     """Asks every registered instance of ``roles``, all at once; with ``host`` only those that run there.
 
     Raises ``ConnectionError`` if NATS or etcd is not there after ``seconds``.
@@ -36,10 +45,11 @@ async def ask_all(topology: Topology, roles: Sequence[Role], host: str | None, s
     try:
         registry = await Registry.connect(topology.etcd.addresses, topology.namespace, wait=seconds)
         try:
-            decode = msgspec.json.Decoder(Instance).decode
-            views = await asyncio.gather(*(registry.watch(role, decode) for role in roles))
-            instances = [each for view in views for each in view.instances.values() if host in (None, each.host)]
-            return await asyncio.gather(*(_ask(bus, each, seconds) for each in instances))
+            views = {role: await registry.watch(role, directory(topology.namespace, role)) for role in roles}
+            instances = [each for view in views.values() for each in view.instances.values()]
+            asked = (_ask(bus, each, seconds) for each in instances if host in (None, each.host))
+            refused = {(role, id): why for role, view in views.items() for id, why in view.refused.items()}
+            return Survey(await asyncio.gather(*asked), refused)
         finally:
             await registry.close()
     finally:
@@ -47,8 +57,6 @@ async def ask_all(topology: Topology, roles: Sequence[Role], host: str | None, s
 
 
 async def _ask(bus: Bus, instance: Instance, seconds: float) -> Report:
-    if instance.protocol != VERSION:
-        return Report(instance, problem=f"speaks protocol {instance.protocol}, not {VERSION}")
     began = time.monotonic()
     held: dict[str, int] | None = None
     context = Context.new(seconds)
@@ -69,14 +77,16 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def table(reports: Sequence[Report]) -> Table:
+def table(survey: Survey) -> Table:
     """For people."""
     table = Table("role", "instance", "host", "answers in", "holds", box=None)
-    for report in reports:
+    for report in survey.reports:
         instance = report.instance
         if report.held is None:
             table.add_row(instance.role, instance.id, instance.host, "[red]no[/red]", report.problem)
         else:
             holds = ", ".join(f"{count} {name}" for name, count in report.held.items() if count) or "nothing"
             table.add_row(instance.role, instance.id, instance.host, f"{report.milliseconds:.0f} ms", holds)
+    for (role, id), why in survey.refused.items():
+        table.add_row(role, ascii(id), "", "[yellow]not asked[/yellow]", escape(f"skipped: {why}"))
     return table

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from components.config.types import Arguments, Bytes, Count, Device, Devices, Name, Port, Positive, Seconds, Strings
+from components.config.types import (
+    Arguments,
+    Bytes,
+    Count,
+    Device,
+    Devices,
+    Endpoints,
+    Name,
+    NatsUrls,
+    Port,
+    Positive,
+    Seconds,
+    Strings,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,7 +72,7 @@ class Model(Section):
 
 
 class Nats(Section):
-    servers: Strings = Field(
+    servers: NatsUrls = Field(
         default=(),
         description="URLs of the NATS servers (`nats://host:4222`). Empty: `triptych up` starts its own on `port`.",
     )
@@ -73,7 +88,7 @@ class Nats(Section):
 
 
 class Etcd(Section):
-    endpoints: Strings = Field(
+    endpoints: Endpoints = Field(
         default=(),
         description="`host:port` of the etcd members. Empty: `triptych up` starts its own on `port` and `peer_port`.",
     )
@@ -96,12 +111,16 @@ class Transfer(Section):
     backends: Strings = Field(default=("UCX",), description="NIXL backends, in order of preference.")
     ucx_tls: str | None = Field(default=None, description="UCX transports (`UCX_TLS`). Left out: UCX chooses.")
     ucx_net_devices: str | None = Field(
-        default=None, description="UCX devices (`UCX_NET_DEVICES`). Left out: UCX chooses."
+        default=None,
+        description="UCX devices (`UCX_NET_DEVICES`); `all` opens every one. Left out: `lo` where NATS and etcd are "
+        "reached over loopback, so that nobody elsewhere can take part; else UCX chooses.",
     )
     lease_seconds: Seconds = Field(
-        default=30.0, description="How long an exposed buffer waits for its reader or writer."
+        default=30.0, description="How long an embedding, or SGLang's or TensorRT-LLM's KV, waits for the other side."
     )
-    deadline_seconds: Seconds = Field(default=10.0, description="Longest time for one transfer.")
+    deadline_seconds: Seconds = Field(
+        default=10.0, description="Longest time for the bytes of one transfer; what is computed before does not count."
+    )
 
 
 class Frontend(Section):
@@ -115,7 +134,21 @@ class Frontend(Section):
     pool_bytes: Bytes = Field(
         default=128 * MIB, description="Host memory in which pictures sent as `data:` URLs wait for the encode worker."
     )
+    max_text_bytes: Bytes = Field(
+        default=4 * MIB,
+        description="Longest request body without the base64 of its pictures. Less where NATS' `max_payload` is less.",
+    )
+    max_messages: Positive = Field(default=2048, description="Most messages in one request.")
+    max_parts: Positive = Field(default=2048, description="Most parts of messages in one request, pictures included.")
     max_images: Positive = Field(default=16, description="Most pictures in one request.")
+    client_timeout_seconds: Seconds = Field(
+        default=20.0,
+        description="Longest wait for a client: to send the headers of a request, and to take something of an answer.",
+    )
+    cors_origins: Strings = Field(
+        default=(),
+        description="Origins of web pages that may use the API from a browser (`https://chat.example`); `*` for all.",
+    )
 
 
 class Processor(Section):
@@ -206,6 +239,15 @@ class Decode(Section):
         return self
 
 
+def _is_loopback(address: str) -> bool:
+    """Whether ``nats://host:port`` or ``host:port`` leads to this machine alone, whatever a resolver says of it."""
+    try:
+        host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, or no address at all
+        return False
+
+
 class Topology(Section):
     """All settings of one deployment; every process of it reads the same file."""
 
@@ -229,6 +271,21 @@ class Topology(Section):
     encode: Encode = Field(default_factory=lambda: Encode(), description="Pictures to embeddings.")
     prefill: Prefill = Field(default_factory=lambda: Prefill(), description="Prompts to KV.")
     decode: Decode = Field(default_factory=lambda: Decode(), description="KV to answers.")
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether NATS and etcd are reached over loopback only: no process of another machine can be part of it."""
+        return all(_is_loopback(address) for address in (*self.nats.addresses, *self.etcd.addresses))
+
+    @property
+    def ucx(self) -> dict[str, str]:
+        """What to set of UCX, without its prefix; a variable of the environment wins over it.
+
+        UCX listens on every interface that it may use, for whoever connects.
+        """
+        devices = self.transfer.ucx_net_devices or ("lo" if self.on_one_machine else None)
+        settings = {"TLS": self.transfer.ucx_tls, "NET_DEVICES": devices}
+        return {name: value for name, value in settings.items() if value is not None}
 
     @model_validator(mode="after")
     def _arguments_for_whom(self) -> Self:

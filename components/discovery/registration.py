@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from contextlib import suppress
 
 from components.discovery.etcd import Etcd, EtcdLost
+from components.discovery.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -15,10 +15,7 @@ _RETRY_SECONDS = 0.5
 
 
 class Registration:
-    """Made by ``Registry.register``.
-
-    A thread, not a task: whatever keeps the event loop or its shared threads busy must not let the lease run out.
-    """
+    """Made by ``Registry.register``."""
 
     def __init__(self, etcd: Etcd, key: str, value: bytes, ttl: float) -> None:
         self.key = key
@@ -27,34 +24,31 @@ class Registration:
         self._value = value
         self._written: bytes | None = None
         self._lease: int | None = None
-        self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._ended = asyncio.Event()
         self._condition = threading.Condition()
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"lease {key}", daemon=True)
-        self._thread.start()
+        self._worker = Worker(self._run, f"lease {key}")
+        self._worker.start()
 
     async def update(self, value: bytes) -> None:
-        """Replace the value; returns once etcd has it."""
+        """Replace the value; returns once etcd has it. Raises ``DiscoveryEnded``."""
         with self._condition:
             self._value = value
             self._condition.notify()
         await self.written()
 
     async def written(self) -> None:
-        """Returns once etcd has the newest value."""
+        """Returns once etcd has the newest value. Raises ``DiscoveryEnded``."""
         while self._written != self._value:
             self._changed.clear()
-            await self._changed.wait()
+            await self._worker.unless_ended(self._changed)
 
     async def close(self) -> None:
         """Take the entry away; if etcd is gone, its lease does so later."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
-        await self._ended.wait()
-        self._thread.join()  # Setting the event was its last act.
+        await self._worker.end()
 
     def _run(self) -> None:
         pause = self._ttl / 3
@@ -75,7 +69,6 @@ class Registration:
                 if not self._stopping and (self._value == self._written or not available):
                     self._condition.wait(wait)
         self._leave()
-        self._notify(self._ended)
 
     def _refresh(self) -> None:
         """Keep the lease, or take a new one if it has run out, and write what is not written."""
@@ -87,10 +80,13 @@ class Registration:
             # etcd counts whole seconds.
             self._lease = self._etcd.grant(max(1, round(self._ttl)))
             self._written = None
+        elif self._written is not None and self._etcd.get(self.key) != self._written:
+            log.warning("somebody else has changed %s in etcd; it is written again", self.key)
+            self._written = None
         if self._written != value:
             self._etcd.put(self.key, value, self._lease)
             self._written = value
-            self._notify(self._changed)
+            self._worker.post(self._changed.set)
 
     def _leave(self) -> None:
         if self._lease is None:
@@ -99,7 +95,3 @@ class Registration:
             self._etcd.revoke(self._lease)
         except EtcdLost as error:
             log.warning("%s stays in etcd until its lease ends: %s", self.key, error)
-
-    def _notify(self, event: asyncio.Event) -> None:
-        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
-            self._loop.call_soon_threadsafe(event.set)

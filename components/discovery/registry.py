@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
-from typing import Self, TypeVar, cast
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Self, TypeVar
 
 from components.discovery.etcd import Etcd, EtcdLost
 from components.discovery.registration import Registration
@@ -33,22 +34,30 @@ class Registry:
         """Waits up to ``wait`` seconds for etcd (``host:port`` of its members), then raises ``ConnectionError``."""
         etcd = Etcd(endpoints)
         registry = cls(etcd, namespace)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait
-        while True:
+        # Not one of asyncio's shared threads: they may all be computing.
+        thread = ThreadPoolExecutor(1, "etcd")
+        why = "silence"
+        with ExitStack() as unless_connected:
+            unless_connected.callback(etcd.close)
             try:
-                await on_thread(etcd.list, registry._prefix(""))
-                return registry
-            except EtcdLost as error:
-                if loop.time() > deadline:
-                    etcd.close()
-                    raise ConnectionError(
-                        f"no etcd answers at {', '.join(endpoints)} (waited {wait:g} s): {error}"
-                    ) from None
-            await asyncio.sleep(_RETRY_SECONDS)
+                async with asyncio.timeout(wait):
+                    while why:
+                        why = await asyncio.get_running_loop().run_in_executor(thread, registry._trouble)
+                        if why:
+                            await asyncio.sleep(_RETRY_SECONDS)
+            except TimeoutError:
+                places = ", ".join(endpoints)
+                raise ConnectionError(f"no etcd answers at {places} (waited {wait:g} s): {why}") from None
+            finally:
+                thread.shutdown(wait=False)
+            unless_connected.pop_all()
+        return registry
 
     async def register(self, role: str, instance: str, value: bytes, *, ttl: float = 5.0) -> Registration:
-        """Make the instance known; returns once etcd has it. Gone ``ttl`` seconds after this process dies."""
+        """Make the instance known; returns once etcd has it. Gone ``ttl`` seconds after this process dies.
+
+        Raises ``DiscoveryEnded``.
+        """
         registration = Registration(self._etcd, self._prefix(role) + instance, value, ttl)
         self._open.append(registration)
         await registration.written()
@@ -59,7 +68,7 @@ class Registry:
 
         Raises ``InstanceTaken`` after ``seconds``.
         """
-        view = await self.watch(role, bytes)
+        view = await self.watch(role, lambda id, value: value)
         try:
             await view.wait_for(lambda instances: instance not in instances, seconds)
         except TimeoutError:
@@ -67,10 +76,11 @@ class Registry:
         finally:
             await view.close()
 
-    async def watch(self, role: str, decode: Callable[[bytes], T]) -> View[T]:
-        """A live view of a role; returns once its instances have been read.
+    async def watch(self, role: str, decode: Callable[[str, bytes], T]) -> View[T]:
+        """A live view of a role; returns once its instances have been read. Raises ``DiscoveryEnded``.
 
-        ``decode`` raises ``ValueError`` for a value that it does not understand; that instance is left out.
+        ``decode`` makes an instance of an id and its value, on another thread. It raises ``ValueError`` for what it
+        does not take; that entry is in ``View.refused`` instead.
         """
         view = View(self._etcd, self._prefix(role), decode)
         self._open.append(view)  # type: ignore[arg-type]  # only to close it
@@ -82,30 +92,13 @@ class Registry:
         await asyncio.gather(*(each.close() for each in self._open))
         self._etcd.close()
 
+    def _trouble(self) -> str:
+        """What is wrong with etcd; "" if it answers."""
+        try:
+            self._etcd.get(self._prefix(""))
+        except EtcdLost as error:
+            return str(error)
+        return ""
+
     def _prefix(self, role: str) -> str:
         return f"/triptych/{self._namespace}/{role}/" if role else f"/triptych/{self._namespace}/"
-
-
-async def on_thread(question: Callable[..., T], *arguments: object) -> T:
-    """Ask etcd on a thread of its own: asyncio's shared ones may all be computing."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: EtcdLost | None) -> None:
-        if answer.cancelled():
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(cast(T, result))
-
-    def ask() -> None:
-        try:
-            result = question(*arguments)
-        except EtcdLost as error:
-            loop.call_soon_threadsafe(settle, None, error)
-        else:
-            loop.call_soon_threadsafe(settle, result, None)
-
-    threading.Thread(target=ask, name="etcd", daemon=True).start()
-    return await answer

@@ -8,8 +8,9 @@ import sys
 from rich.console import Console
 
 from components.config import Topology
-from components.doctor.examine import examine_deployment, examine_node, examine_ports
+from components.doctor.examine import examine_deployment, examine_node
 from components.doctor.finding import Finding
+from components.doctor.ports import check_ports
 from components.doctor.report import as_json, is_fit, show
 
 
@@ -29,4 +30,4 @@ def doctor(topology: Topology, *, deployment: bool, lanes: bool, json: bool) -> 
 
 async def _examine(topology: Topology, deployment: bool, lanes: bool) -> list[Finding]:
     findings = await examine_node(topology, lanes=lanes)
-    return findings + await (examine_deployment(topology) if deployment else examine_ports(topology))
+    return findings + await (examine_deployment(topology) if deployment else check_ports(topology))

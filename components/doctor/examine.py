@@ -17,15 +17,13 @@ from components.doctor.node import (
     check_nixl,
     check_shm,
 )
-from components.doctor.servers import check_etcd, check_nats, check_port, listening
+from components.doctor.servers import check_etcd, check_nats
 from components.nixl_connect import cuda
-from components.protocol import ROLES
 
 
 def ucx_settings(topology: Topology) -> dict[str, str]:
     """What the topology makes the connector set."""
-    settings = {"UCX_TLS": topology.transfer.ucx_tls, "UCX_NET_DEVICES": topology.transfer.ucx_net_devices}
-    return {name: value for name, value in settings.items() if value is not None}
+    return {f"UCX_{name}": value for name, value in topology.ucx.items()}
 
 
 async def examine_node(topology: Topology, *, lanes: bool = True) -> list[Finding]:
@@ -45,12 +43,6 @@ async def examine_node(topology: Topology, *, lanes: bool = True) -> list[Findin
     if lanes and nixl.level == "ok":
         found += await check_lanes(gpus, ucx_settings(topology))
     return found
-
-
-async def examine_ports(topology: Topology) -> list[Finding]:
-    """Whether what ``triptych up`` would start here can listen."""
-    embedded = not topology.nats.servers and not topology.etcd.endpoints
-    return [check_port(*each) for each in listening(topology, ROLES, embedded, "127.0.0.1")]
 
 
 async def examine_deployment(topology: Topology) -> list[Finding]:

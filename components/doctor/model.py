@@ -20,15 +20,17 @@ class _Broken(Exception):
 
 
 def check_model(topology: Topology) -> Finding:
-    """Config, tokenizer and the header of each weight file; the weights themselves are not read."""
+    """Config, tokenizer and the header of each weight file; the weights themselves are not read.
+
+    A hub name is asked for at the hub, unless the hub's cache here has it.
+    """
     folder = Path(topology.model.path)
     if not folder.is_dir():
-        return Finding(
-            "model",
-            "warn",
-            f"{topology.model.path} is no folder here: each role would fetch it from the hub",
-            "name a folder in model.path that every node has",
-        )
+        change = "name a folder in model.path that every node has"
+        if problem := _hub_problem(topology.model.path):
+            return Finding("model", "fail", f"{topology.model.path} is no folder here, and {problem}", change)
+        says = f"{topology.model.path} is no folder here: each role would fetch it from the hub"
+        return Finding("model", "warn", says, change)
     try:
         kind = _config(folder)
         words = _tokenizer(folder)
@@ -37,6 +39,28 @@ def check_model(topology: Topology) -> Finding:
         return Finding("model", "fail", f"{folder}: {error}", _CHANGE)
     says = f"{folder.name}: {kind}, {words:,} tokens, {tensors} tensors, {size / 2**20:,.0f} MiB of weights"
     return Finding("model", "ok", says, numbers={"bytes": size, "tensors": tensors})
+
+
+def _hub_problem(name: str) -> str | None:
+    """Why the roles could not have that model from the hub; its smallest file stands for all."""
+    # Only here: slow to import, and most models are folders.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        snapshot_download(name, allow_patterns=["config.json"])
+    except HFValidationError:
+        return "no name of a model at the hub either"
+    except RepositoryNotFoundError:
+        return "the hub has no such model, or shows it only to those it knows (HF_TOKEN)"
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        return f"the hub does not give it: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
 def _json(path: Path) -> dict[str, object]:

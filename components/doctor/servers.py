@@ -13,6 +13,7 @@ from components.config import Topology
 from components.doctor.finding import Finding
 
 _PATIENCE = 2.0
+_LONGEST = 2**20
 _SKEW_WARN, _SKEW_FAIL = 2.0, 5.0
 """Seconds. A lease is 30 by default; etcd's ``Date`` has whole seconds only."""
 
@@ -23,15 +24,27 @@ def host_port(address: str, default: int) -> tuple[str, int]:
     return parts.hostname or "127.0.0.1", parts.port or default
 
 
-async def _ask(host: str, port: int, request: bytes) -> bytes:
+async def ask(host: str, port: int, request: bytes) -> bytes:
     """What a server says first, or to ``request``. Raises ``OSError`` or ``TimeoutError``."""
     async with asyncio.timeout(_PATIENCE):
         reader, writer = await asyncio.open_connection(host, port)
         try:
             writer.write(request)
-            return await (reader.read(65536) if request else reader.readline())
+            return await (_to_the_end(reader) if request else reader.readline())
         finally:
             writer.close()
+
+
+async def _to_the_end(reader: asyncio.StreamReader) -> bytes:
+    """All that comes, as far as it is needed; a server that did not read all of the request resets at its end."""
+    answer = bytearray()
+    try:
+        while len(answer) < _LONGEST and (chunk := await reader.read(65536)):
+            answer += chunk
+    except ConnectionResetError:
+        if not answer:
+            raise
+    return bytes(answer)
 
 
 def _no_answer(check: str, where: str, error: OSError | TimeoutError, setting: str) -> Finding:
@@ -49,7 +62,7 @@ async def check_nats(address: str) -> Finding:
     host, port = host_port(address, 4222)
     began = time.perf_counter()
     try:
-        greeting = await _ask(host, port, b"")
+        greeting = await ask(host, port, b"")
     except (OSError, TimeoutError) as error:
         return _no_answer("nats", f"{host}:{port}", error, "nats.servers")
     if not greeting.startswith(b"INFO "):
@@ -69,7 +82,7 @@ async def check_etcd(endpoint: str, now: float | None = None) -> list[Finding]:
     """Whether the member is healthy, and whether its clock and this node's agree."""
     host, port = host_port(endpoint, 2379)
     try:
-        answer = await _ask(host, port, f"GET /health HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        answer = await ask(host, port, f"GET /health HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
     except (OSError, TimeoutError) as error:
         return [_no_answer("etcd", f"{host}:{port}", error, "etcd.endpoints")]
     if b'"health":"true"' not in answer:

@@ -8,7 +8,8 @@ tells decode beforehand, and ``target``, what decode answers, are opaque to the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,13 @@ class EngineError(Exception):
         self.code = code
         self.message = message
         self.retryable = retryable
+
+
+def check_token_ids(token_ids: Sequence[int], vocabulary: int) -> None:
+    """Raises EngineError ``invalid_request`` for an id that the model has no row for. On a GPU it would end us."""
+    for wrong in (min(token_ids, default=0), max(token_ids, default=0)):
+        if not 0 <= wrong < vocabulary:
+            raise EngineError("invalid_request", f"{wrong} is no token id of this model: it has {vocabulary} tokens")
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,13 @@ class FirstToken:
 class PrefillEngine(Protocol):
     """Computes a prompt and puts its KV where ``target`` says.
 
-    ``target`` is awaited while the first layers compute: the decode worker reserves memory meanwhile.
+    ``target`` is awaited while the first layers compute: the decode worker reserves memory meanwhile. It is the
+    caller's, who ends it. Token ids are below ``vocabulary``.
     """
 
     format: EmbeddingFormat
     image_token_id: int
+    vocabulary: int
     max_context: int
 
     async def start(self) -> None: ...
@@ -139,8 +149,12 @@ class PrefillEngine(Protocol):
         """What ``DecodeEngine.reserve`` must be told of this engine and a prompt; ``token_ids`` are not expanded."""
         ...
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again."""
+    async def prefill(self, prompt: Prompt, target: asyncio.Future[bytes], seconds: float) -> FirstToken:
+        """Returns when the whole KV has landed. Cancelling it ends the write before the memory is used again.
+
+        ``seconds`` are what the request has left. However many of them the prompt waits and computes, the target stays
+        claimed; a transfer's own deadline is for the bytes alone.
+        """
         ...
 
     def held(self) -> dict[str, int]:
@@ -170,9 +184,11 @@ class Reservation(Protocol):
 class DecodeEngine(Protocol):
     """Holds KV that arrives from outside and decodes all requests in one continuous batch.
 
-    ``max_context`` is the most tokens of prompt and answer that the model, and the memory, can hold.
+    ``max_context`` is the most tokens of prompt and answer that the model, and the memory, can hold. Token ids are
+    below ``vocabulary``.
     """
 
+    vocabulary: int
     max_context: int
 
     async def start(self) -> None: ...
@@ -181,8 +197,12 @@ class DecodeEngine(Protocol):
         """Raises EngineError ``context_length_exceeded`` when no token of an answer has room after the prompt."""
         ...
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
-        """Wait for KV memory, in order of asking, and expose it to the prefill engine that says ``source``."""
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
+        """Wait for KV memory, in order of asking, and expose it to the prefill engine that says ``source``.
+
+        It stays exposed until it is released, for ``seconds`` at most: what the request has left. How long prefill
+        takes before it comes to write is not known here.
+        """
         ...
 
     def generate(

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class EngineModule(Protocol):
-    """What an engine's package offers. Each raises ValueError for a model that the engine does not serve."""
+    """What an engine's package offers. Each loads the model, on any thread, and raises ValueError for a model that the
+    engine does not serve."""
 
     def encode_engine(self, topology: Topology) -> EncodeEngine: ...
 

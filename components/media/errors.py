@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-MediaErrorCode = Literal["image_undecodable", "image_too_large", "image_unreachable"]
+MediaErrorCode = Literal["image_undecodable", "image_too_large", "image_unreachable", "overloaded"]
 
 
 class MediaError(Exception):

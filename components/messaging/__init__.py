@@ -3,7 +3,7 @@
 from components.messaging.bus import Bus
 from components.messaging.calls import Stream
 from components.messaging.context import Context
-from components.messaging.errors import CallError
+from components.messaging.errors import CallError, NobodyListens
 from components.messaging.service import Operation, Service, operation
 
-__all__ = ["Bus", "CallError", "Context", "Operation", "Service", "Stream", "operation"]
+__all__ = ["Bus", "CallError", "Context", "NobodyListens", "Operation", "Service", "Stream", "operation"]

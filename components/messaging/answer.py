@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from components import background
 from components.messaging.context import Context
 from components.messaging.errors import MESSAGE_LIMIT, CallError, encode_error
 from components.messaging.frames import END, ERROR, HEADROOM, ITEM, LAST, RESULT, WINDOW, pack, pack_sent
@@ -22,13 +23,22 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Handler = Callable[[T, Context], Awaitable[Any] | AsyncIterator[Any]]
 
+_UNFETCHED_SECONDS = 30.0
+"""How long an error is kept for a caller that does not acknowledge it."""
+
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class Callers(dict[str, "Caller"]):
+    """Every caller of one service, by inbox; ``answers`` is how many they have together."""
+
+    answers = 0
 
 
 class Caller:
     """One caller whose requests run here, or whose answers it has not acknowledged yet."""
 
-    def __init__(self, wire: Wire, links: Links, inbox: str, subject: str, callers: dict[str, Caller]) -> None:
+    def __init__(self, wire: Wire, links: Links, inbox: str, subject: str, callers: Callers) -> None:
         self.wire = wire
         self.frames_to = f"{inbox}.f"
         self.answers: dict[int, Answer] = {}
@@ -41,8 +51,8 @@ class Caller:
     def _beat(self) -> bytes:
         return pack_sent(self._subject, [(number, answer.sent) for number, answer in self.answers.items()])
 
-    def _lost(self) -> None:
-        log.info("caller %s has gone; its %d requests here are cancelled", self._inbox, len(self.answers))
+    def _lost(self, why: str) -> None:
+        log.info("caller %s is dead; its %d requests here are cancelled", self._inbox, len(self.answers))
         self.forget()
 
     def stop(self, error: CallError) -> None:
@@ -55,8 +65,13 @@ class Caller:
         for answer in list(self.answers.values()):
             answer.close()
 
+    def add(self, number: int, answer: Answer) -> None:
+        self.answers[number] = answer
+        self._callers.answers += 1
+
     def remove(self, number: int) -> None:
         del self.answers[number]
+        self._callers.answers -= 1
         if not self.answers:
             self._links.close(self.link)
             del self._callers[self._inbox]
@@ -77,16 +92,21 @@ class Answer:
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        caller.answers[number] = self
+        caller.add(number, self)
 
     def start(self, handler: Handler[T], request: T, context: Context) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(context.remaining(), self._expire)
-        self._task = loop.create_task(self._run(handler, request, context), name=f"{self._stage}-{context.id}")
+        self._expire_in(context.remaining())
+        self._task = background.task(self._run(handler, request, context), f"{self._stage}-{context.id}")
         return self._task
 
     def taken(self, received: int, allowed: int) -> None:
-        """The caller has ``received`` frames and its reader has room for ``allowed`` in all."""
+        """The caller has ``received`` frames and its reader has room for ``allowed`` in all.
+
+        Raises ``ValueError`` if that cannot be: frames are kept until they have been received, so room beyond the
+        window is memory that the caller takes from us.
+        """
+        if received > self.sent or allowed > received + WINDOW:
+            raise ValueError(f"{received} frames received and {allowed} allowed, of {self.sent} sent")
         while self._kept and self.sent - len(self._kept) < received:
             self._kept.popleft()
         if allowed > self._allowed:
@@ -99,6 +119,11 @@ class Answer:
         for index, frame in enumerate(self._kept, first):
             if index >= received:
                 self._caller.wire.send(self._caller.frames_to, frame)
+
+    def refuse(self, error: CallError) -> None:
+        """Complete the answer with an error, before it was started."""
+        self.fail(error)
+        self._expire_in(_UNFETCHED_SECONDS)
 
     def fail(self, error: CallError) -> None:
         """Complete the answer with an error, unless it is complete already."""
@@ -114,6 +139,8 @@ class Answer:
         if self._closed:
             return
         self._closed = self._complete = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._kept.clear()
         self._caller.remove(self._number)
         self._cancel()
@@ -123,8 +150,16 @@ class Answer:
         if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
+    def _expire_in(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+
     def _expire(self) -> None:
-        self.stop(CallError("deadline_exceeded", "the handler did not finish before the deadline"))
+        """The caller does not wait any longer, whether or not it acknowledged what it got."""
+        if self._complete:
+            self.close()
+        else:
+            self.stop(CallError("deadline_exceeded", "the handler did not finish before the deadline"))
+            self._expire_in(_UNFETCHED_SECONDS)
 
     async def _run(self, handler: Handler[T], request: T, context: Context) -> None:
         try:
@@ -144,9 +179,6 @@ class Answer:
         except Exception as error:  # The boundary: whatever a handler raises must reach its caller.
             log.exception("a handler of %s failed", self._stage)
             self.fail(CallError("internal", f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]))
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
 
     async def _send_items(self, items: AsyncGenerator[Any, None]) -> None:
         async with aclosing(items):

@@ -7,16 +7,23 @@ import functools
 import logging
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from types import UnionType
 from typing import Any, Self, TypeVar, overload
 
 import msgspec
 from nats.aio.msg import Msg
 
+from components import aio, background
+from components.messaging.addresses import call_number
 from components.messaging.calls import Call, Calls, Stream
 from components.messaging.context import Context
 from components.messaging.errors import CallError
-from components.messaging.links import BEAT, Links
+from components.messaging.frames import HEADROOM
+from components.messaging.heart import BEAT, Heart
+from components.messaging.links import Links
+from components.messaging.metrics import DROPPED
+from components.messaging.seldom import Seldom
 from components.messaging.service import Operation, Service
 from components.messaging.wire import Wire, check_subject
 
@@ -27,6 +34,7 @@ T = TypeVar("T")
 _ECHO = "echo"
 """The part of the inbox where this bus hears itself; every other part has a shorter name."""
 
+_malformed = Seldom(log)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -38,14 +46,14 @@ def _decoder(reply: Any) -> msgspec.msgpack.Decoder[Any]:
 class Bus:
     """Create with ``connect``. ``version`` is the protocol's: a service refuses requests of another one."""
 
-    def __init__(self, wire: Wire, version: int) -> None:
+    def __init__(self, wire: Wire, heart: Heart, version: int) -> None:
         self._wire = wire
+        self._heart = heart
         self._version = version
-        self._links = Links(wire)
+        self._links = Links(wire, heart)
         self._calls = Calls(wire, self._links, version)
         self._services: list[Service] = []
-        self._echoed = False
-        self._beating = asyncio.create_task(self._beat(), name="messaging-heartbeat")
+        self._beating = background.task(self._beat(), "messaging-heartbeat")
 
     @classmethod
     async def connect(cls, servers: Sequence[str], *, name: str, version: int = 1, wait: float = 30.0) -> Self:
@@ -53,10 +61,16 @@ class Bus:
 
         Once connected it reconnects for ever; calls that run meanwhile go on where they were.
         """
-        wire = await Wire.connect(servers, name=name, wait=wait)
-        bus = cls(wire, version)
-        wire.on_reconnect = bus._links.reconnected
-        await wire.subscribe(f"{wire.inbox}.*", bus._on_inbox)
+        async with AsyncExitStack() as stack:
+            wire = await Wire.connect(servers, name=name, wait=wait)
+            stack.push_async_callback(wire.close)
+            heart = await Heart.start(servers, name=name, wait=wait)
+            stack.push_async_callback(heart.close)
+            await heart.answer(f"{wire.inbox}.f")
+            bus = cls(wire, heart, version)
+            wire.on_reconnect = bus._links.reconnected
+            await wire.subscribe(f"{wire.inbox}.*", bus._on_inbox)
+            stack.pop_all()
         return bus
 
     async def close(self) -> None:
@@ -66,14 +80,19 @@ class Bus:
         self._calls.close_all()
         if self._wire.up:
             await self._wire.flush()
-        self._beating.cancel()
-        await asyncio.wait([self._beating])
+        await aio.end(self._beating)
+        await self._heart.close()
         await self._wire.close()
 
     @property
     def connected(self) -> bool:
         """Whether NATS is there right now."""
         return self._wire.up
+
+    @property
+    def largest_request(self) -> int:
+        """Bytes that a request may have, as NATS was set up."""
+        return self._wire.max_payload - HEADROOM
 
     @property
     def open_calls(self) -> int:
@@ -94,7 +113,7 @@ class Bus:
         ``overloaded``; None leaves that to the handlers.
         """
         check_subject(subject)
-        service = Service(self._wire, self._links, subject, stage, self._version, operations, capacity)
+        service = Service(self._wire, self._heart, self._links, subject, stage, self._version, operations, capacity)
         await service.start(functools.partial(_receive, service.on_message))
         self._services.append(service)
         return service
@@ -144,16 +163,13 @@ class Bus:
             await asyncio.sleep(BEAT)
             if not self._wire.up:
                 continue
-            # Who does not hear himself cannot say that others are silent: NATS may have stalled, or the way to it.
-            self._links.tick(audible=self._echoed)
+            self._links.tick()
             self._calls.ask_again()
-            self._echoed = False
-            if len(self._links):
-                self._wire.send(f"{self._wire.inbox}.{_ECHO}", b"")
+            self._wire.send(f"{self._wire.inbox}.{_ECHO}", b"")
 
     async def _on_inbox(self, msg: Msg) -> None:
         if msg.subject.endswith(_ECHO):
-            self._echoed = True
+            self._heart.loop_turned()
             return
         if not msg.headers:
             await _receive(lambda msg: self._calls.on_frame(msg.data), msg)
@@ -162,7 +178,7 @@ class Bus:
             return
         token = msg.subject.rpartition(".")[2]
         if token.startswith("r"):
-            self._calls.refused(int(token[1:]))
+            await _receive(lambda _: self._calls.refused(call_number(token)), msg)
         else:
             self._links.refused(token)
 
@@ -172,4 +188,5 @@ async def _receive(handle: Callable[[Msg], None], msg: Msg) -> None:
     try:
         handle(msg)
     except (ValueError, struct.error) as error:
-        log.warning("dropped a malformed message on %s: %s", msg.subject[:100], str(error)[:200])
+        DROPPED.inc()
+        _malformed.warning("dropped a malformed message on %s: %s", msg.subject[:100], str(error)[:200])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from typing import Any, Generic, Self, TypeVar
 
 import msgspec
 
+from components.messaging.addresses import CALL_LIMIT, call_token
 from components.messaging.context import Context
-from components.messaging.errors import CallError, decode_error
+from components.messaging.errors import CallError, NobodyListens, decode_error
 from components.messaging.frames import (
     END,
     ERROR,
@@ -40,7 +40,7 @@ class Calls:
         self.version = version
         self._open: dict[int, Call] = {}
         self._callees: dict[str, _Callee] = {}
-        self._numbers = itertools.count()
+        self._last = -1
         self._unheard: list[Call] = []
 
     def __len__(self) -> int:
@@ -50,9 +50,15 @@ class Calls:
         callee = self._callees.get(subject)
         if callee is None:
             callee = self._callees[subject] = _Callee(self, subject)
-        number = next(self._numbers)
+        number = self._last = self._free_number()
         self._open[number] = callee.calls[number] = call
         return number, callee
+
+    def _free_number(self) -> int:
+        number = (self._last + 1) % CALL_LIMIT
+        while number in self._open:
+            number = (number + 1) % CALL_LIMIT
+        return number
 
     def close(self, number: int, callee: _Callee) -> None:
         del self._open[number]
@@ -73,7 +79,7 @@ class Calls:
         if self.links.settling:
             self._unheard.append(call)
             return
-        call.fail(CallError("unavailable", f"nobody answers on {call.subject}", stage=call.stage, retryable=True))
+        call.fail(NobodyListens("unavailable", f"nobody answers on {call.subject}", stage=call.stage, retryable=True))
 
     def ask_again(self) -> None:
         """Sends the requests that found nobody while the other side had not returned to NATS yet."""
@@ -126,8 +132,8 @@ class _Callee:
             call.repair_asked = -1
         return pack_taken([(number, call.received, call.allowed) for number, call in self.calls.items()])
 
-    def _lost(self) -> None:
-        message = f"{self.subject} has gone, or shows no sign of life"
+    def _lost(self, why: str) -> None:
+        message = f"{self.subject} is dead: {why}"
         for call in list(self.calls.values()):
             call.fail(CallError("peer_lost", message, stage=call.stage, retryable=True))
 
@@ -178,7 +184,7 @@ class Call:
         if self.done:
             return
         headers = {"operation": self._operation, "version": str(self._owner.version), **self._context.headers()}
-        reply = f"{self._owner.wire.inbox}.r{self._number}"
+        reply = f"{self._owner.wire.inbox}.{call_token(self._number)}"
         self._owner.wire.send(self.subject, self._payload, reply=reply, headers=headers)
 
     async def take(self) -> memoryview | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 import time
@@ -10,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 _ID = re.compile(r"[!-~]{1,256}")
+_SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,24})?")
+_LONGEST = 7 * 24 * 3600.0
+"""Seconds from now to the latest deadline that is believed: what waits for one is held until then."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -50,9 +52,12 @@ class Context:
     def from_headers(cls, headers: Mapping[str, str]) -> Context:
         """Raises ``ValueError`` if a header is missing or makes no sense."""
         try:
-            id, deadline, trace = headers["id"], float(headers["deadline"]), headers["traceparent"]
+            id, deadline, trace = headers["id"], headers["deadline"], headers["traceparent"]
         except KeyError as error:
             raise ValueError(f"header {error} is missing") from None
-        if not _ID.fullmatch(id) or not _TRACEPARENT.fullmatch(trace) or not math.isfinite(deadline):
+        # Not float() alone: it takes nan, blanks, underscores and every script's digits.
+        if not _ID.fullmatch(id) or not _TRACEPARENT.fullmatch(trace) or not _SECONDS.fullmatch(deadline):
             raise ValueError("bad id, deadline or traceparent")
-        return cls(id, deadline, trace)
+        if float(deadline) > time.time() + _LONGEST:
+            raise ValueError("the deadline is more than a week away")
+        return cls(id, float(deadline), trace)

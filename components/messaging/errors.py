@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 MESSAGE_LIMIT = 2000
 """Longest error message sent, in characters: a traceback or a payload never travels as an error."""
+
+WORD_LIMIT = 200
+"""Longest code, stage or name of a field."""
 
 
 class CallError(Exception):
@@ -38,12 +44,19 @@ class CallError(Exception):
         )
 
 
+class NobodyListens(CallError):
+    """NATS had nobody to give the request to, and said so at once: no work was begun, no time lost."""
+
+
+_Word = Annotated[str, Meta(max_length=WORD_LIMIT)]
+
+
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):
-    code: str
-    message: str
-    stage: str
+    code: _Word
+    message: Annotated[str, Meta(max_length=MESSAGE_LIMIT)]
+    stage: _Word
     retryable: bool
-    param: str | None
+    param: _Word | None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -54,11 +67,11 @@ def encode_error(error: CallError, stage: str) -> bytes:
     """The error as bytes; ``stage`` is filled in where the error names none."""
     return _encoder.encode(
         _Wire(
-            code=error.code,
+            code=error.code[:WORD_LIMIT],
             message=error.message[:MESSAGE_LIMIT],
-            stage=error.stage or stage,
+            stage=(error.stage or stage)[:WORD_LIMIT],
             retryable=error.retryable,
-            param=error.param,
+            param=error.param[:WORD_LIMIT] if error.param is not None else None,
         )
     )
 

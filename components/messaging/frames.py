@@ -26,8 +26,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Annotated, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 WINDOW = 64
 """Frames that a callee may send beyond what the caller's reader has taken."""
@@ -52,12 +54,20 @@ ITEM, RESULT, END, ERROR = bytes(Kind)[:4]
 LAST = frozenset((RESULT, END, ERROR))
 """Kinds that complete an answer. Plain integers: they are compared for every frame."""
 
+LIST_LIMIT = 1 << 15
+"""Most calls that one frame may name; both sides hold fewer with each other."""
+
+_Number: TypeAlias = Annotated[int, Meta(ge=0, lt=2**32)]
+_Limited = Meta(max_length=LIST_LIMIT)
+
 _HEAD = struct.Struct(">BII")
 _encoder = msgspec.msgpack.Encoder()
-_sent = msgspec.msgpack.Decoder(tuple[str, list[tuple[int, int]]])
-_taken = msgspec.msgpack.Decoder(list[tuple[int, int, int]])
-_repair = msgspec.msgpack.Decoder(tuple[int, int])
-_calls = msgspec.msgpack.Decoder(list[int])
+_sent = msgspec.msgpack.Decoder(tuple[str, Annotated[list[tuple[_Number, _Number]], _Limited]])
+_taken: msgspec.msgpack.Decoder[list[tuple[int, int, int]]] = msgspec.msgpack.Decoder(
+    Annotated[list[tuple[_Number, _Number, _Number]], _Limited]
+)
+_repair = msgspec.msgpack.Decoder(tuple[_Number, _Number])
+_calls: msgspec.msgpack.Decoder[list[int]] = msgspec.msgpack.Decoder(Annotated[list[_Number], _Limited])
 
 
 def pack(kind: int, call: int, number: int, body: bytes = b"") -> bytes:

@@ -1,30 +1,31 @@
-"""Is the other side still there? One link for each peer that a call is open with, on either side."""
+"""The peers that calls are open with, one link for each, on either side: what we tell them, and that they live."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from components.messaging.heart import BEAT, GONE_BEATS, SETTLE_BEATS, STUCK_BEATS, Death, Heart, Pulse
+from components.messaging.metrics import LOST
+from components.messaging.seldom import Seldom
 from components.messaging.wire import Wire
 
-BEAT = 0.25
-"""Seconds between heartbeats."""
+log = logging.getLogger(__name__)
 
 CALLEE_BEATS = 6
-"""A callee silent for so many beats is lost. Counted in our own beats, not in seconds: when this process stalls, the
-peer's frames wait unread in the socket, and a clock would take our own silence for theirs."""
+"""A callee that gives no sign of life for so many beats is lost."""
 
 CALLER_BEATS = 12
 """The same for a caller. Nobody waits for that news, so a caller that only stalls gets longer."""
 
-REFUSED_BEATS = 2
-"""A peer whose subject nobody has subscribed to for so many beats is lost: its process has gone."""
+_lost = Seldom(log)
 
 
 @dataclass(eq=False)
 class Link:
-    """``beat`` returns the heartbeat to send; ``lost`` is called once, when ``patience`` beats brought no sign of life.
+    """``beat`` returns what to tell the peer at every beat; ``lost`` is called once, with the reason, if it dies.
 
     ``to`` is the subject on which the peer hears us; ``token`` names this link in the reply subject of what we send,
     which is where NATS tells us that nobody listens.
@@ -34,37 +35,45 @@ class Link:
     token: str
     patience: int
     beat: Callable[[], bytes]
-    lost: Callable[[], None]
-    silent: int = field(default=0, init=False)
+    lost: Callable[[str], None]
+    pulse: Pulse = field(init=False)
     _refused: bool = field(default=False, init=False)
     _refused_beats: int = field(default=0, init=False)
 
     def heard(self) -> None:
         """A frame came from the peer."""
-        self.silent = 0
+        self.pulse.silent = 0
 
     def refused(self) -> None:
         """NATS had nobody to give our frame to."""
         self._refused = True
 
     def tick(self) -> bool:
-        """One beat has passed in which the peer could be heard; returns whether it is lost now."""
-        self.silent += 1
+        """One beat has passed; returns whether nobody has listened for too long: the service has ended."""
         self._refused_beats = self._refused_beats + 1 if self._refused else 0
         self._refused = False
-        return self.silent > self.patience or self._refused_beats >= REFUSED_BEATS
+        return self._refused_beats >= GONE_BEATS
 
     def forgive(self) -> None:
-        """Start counting anew: the silence was ours."""
-        self.silent = self._refused_beats = 0
+        """Start counting anew: NATS was away."""
+        self._refused_beats = 0
         self._refused = False
+
+    def why(self, death: Death) -> str:
+        return {
+            Death.GONE: "nobody listens there",
+            Death.SILENT: f"no sign of life for {self.patience} beats ({self.patience * BEAT:g} s)"
+            " in which we heard ourselves",
+            Death.STUCK: f"its process lives, but its event loop has stood still for {STUCK_BEATS * BEAT:g} s",
+        }[death]
 
 
 class Links:
-    """All links of one bus, and the heartbeat that serves them."""
+    """All links of one bus."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, heart: Heart) -> None:
         self._wire = wire
+        self._heart = heart
         self._links: dict[str, Link] = {}
         self._numbers = itertools.count()
         self._grace = 0
@@ -72,12 +81,14 @@ class Links:
     def __len__(self) -> int:
         return len(self._links)
 
-    def open(self, to: str, patience: int, *, beat: Callable[[], bytes], lost: Callable[[], None]) -> Link:
+    def open(self, to: str, patience: int, *, beat: Callable[[], bytes], lost: Callable[[str], None]) -> Link:
         link = Link(to, f"l{next(self._numbers)}", patience, beat, lost)
+        link.pulse = self._heart.watch(to, patience, lambda death: self._dead(link, death))
         self._links[link.token] = link
         return link
 
     def close(self, link: Link) -> None:
+        self._heart.unwatch(link.pulse)
         self._links.pop(link.token, None)
 
     def send(self, link: Link, frame: bytes) -> None:
@@ -96,18 +107,26 @@ class Links:
         return self._grace > 0
 
     def reconnected(self) -> None:
-        """NATS is back: nobody could be heard while it was gone, and what was under way then may be lost."""
-        self._grace = CALLEE_BEATS
+        """NATS is back: what was under way may be lost."""
+        self._grace = SETTLE_BEATS
         for link in list(self._links.values()):
             link.forgive()
             self.send(link, link.beat())
 
-    def tick(self, *, audible: bool) -> None:
-        """One beat has passed: send ours and, if peers could be heard, give up those that were silent for too long."""
+    def tick(self) -> None:
+        """One beat has passed: send ours, and give up those that nobody listens for."""
         self._grace = max(0, self._grace - 1)
         for link in list(self._links.values()):
-            if audible and link.tick():
-                self.close(link)
-                link.lost()
+            if link.tick():
+                self._dead(link, Death.GONE)
             else:
                 self.send(link, link.beat())
+
+    def _dead(self, link: Link, death: Death) -> None:
+        if link.token not in self._links:
+            return  # The last call with it has just ended.
+        self.close(link)
+        why = link.why(death)
+        LOST.labels(death).inc()
+        _lost.warning("%s is dead: %s", link.to, why)
+        link.lost(why)

@@ -11,16 +11,24 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from nats.aio.msg import Msg
 
-from components.messaging.answer import Answer, Caller, Handler
+from components.messaging.addresses import call_number, split_reply
+from components.messaging.answer import Answer, Caller, Callers, Handler
 from components.messaging.context import Context
-from components.messaging.errors import CallError
-from components.messaging.frames import Kind, pack_unknown, unpack_calls, unpack_repair, unpack_taken
+from components.messaging.errors import CallError, encode_error
+from components.messaging.frames import ERROR, Kind, pack, pack_unknown, unpack_calls, unpack_repair, unpack_taken
+from components.messaging.heart import Heart
 from components.messaging.links import Links
 from components.messaging.wire import Wire
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CALLERS_LIMIT = 512
+"""Most processes that may have calls open with one instance: each costs a heartbeat."""
+
+ANSWERS_LIMIT = 8192
+"""Most calls of one instance that run, or whose answers the callers have not acknowledged."""
 
 _CLEANUP_SECONDS = 5.0
 """How long handlers that were cancelled may take to clean up before a drain stops waiting for them."""
@@ -52,6 +60,7 @@ class Service:
     def __init__(
         self,
         wire: Wire,
+        heart: Heart,
         links: Links,
         subject: str,
         stage: str,
@@ -61,19 +70,21 @@ class Service:
     ) -> None:
         self.subject = subject
         self._wire = wire
+        self._heart = heart
         self._links = links
         self._stage = stage
         self._version = version
         self._operations = operations
         self._capacity = capacity
-        self._callers: dict[str, Caller] = {}
+        self._callers = Callers()
         self._tasks: set[asyncio.Task[None]] = set()
         self._occupied = 0
         self._draining = False
-        self._unsubscribe: Callable[[], Awaitable[None]] | None = None
+        self._subscribed: list[Callable[[], Awaitable[None]]] = []
 
     async def start(self, receive: Callable[[Msg], Awaitable[None]]) -> None:
-        self._unsubscribe = await self._wire.subscribe(self.subject, receive)
+        self._subscribed.append(await self._heart.answer(self.subject))
+        self._subscribed.append(await self._wire.subscribe(self.subject, receive))
 
     @property
     def running(self) -> int:
@@ -98,35 +109,39 @@ class Service:
             if late:
                 log.error("%d handlers still clean up after %g s", len(late), _CLEANUP_SECONDS)
         if self._wire.up:
-            if self._unsubscribe is not None:
-                await self._unsubscribe()
+            while self._subscribed:
+                await self._subscribed.pop()()
             await self._wire.flush()
-        self._unsubscribe = None
+        self._subscribed.clear()
         for caller in list(self._callers.values()):
             caller.forget()
 
     def on_message(self, msg: Msg) -> None:
         """A message from a caller. Raises ``ValueError`` or ``struct.error`` if it is malformed."""
-        inbox, _, token = msg.reply.rpartition(".")
-        if not inbox:
-            raise ValueError("no reply subject")
+        inbox, token = split_reply(msg.reply)
         if msg.headers:
-            self._on_request(msg, inbox, int(token.removeprefix("r")))
+            self._on_request(msg, inbox, call_number(token))
         else:
             self._on_control(msg.data, inbox)
 
     def _on_request(self, msg: Msg, inbox: str, number: int) -> None:
         caller = self._callers.get(inbox)
+        if caller is not None:
+            caller.link.heard()
+            if number in caller.answers:
+                return  # Sent again, and the first one was not lost after all.
+        if self._full(caller):
+            # Nothing is kept of it, not even this error: if that gets lost, the caller asks again.
+            error = CallError("overloaded", f"{self.subject} holds as many calls as it can", retryable=True)
+            self._wire.send(f"{inbox}.f", pack(ERROR, number, 0, encode_error(error, self._stage)))
+            return
         if caller is None:
             caller = self._callers[inbox] = Caller(self._wire, self._links, inbox, self.subject, self._callers)
-        caller.link.heard()
-        if number in caller.answers:
-            return  # Sent again, and the first one was not lost after all.
         answer = Answer(caller, number, self._stage)
         try:
             operation, request, context = self._admit(msg)
         except CallError as error:
-            answer.fail(error)
+            answer.refuse(error)
             return
         task = answer.start(operation.handler, request, context)
         self._tasks.add(task)
@@ -134,6 +149,10 @@ class Service:
         if not operation.inner:
             self._occupied += 1
             task.add_done_callback(self._vacate)
+
+    def _full(self, caller: Caller | None) -> bool:
+        """Whether this process would have to keep more than it has room for, whatever the handlers may bear."""
+        return self._callers.answers >= ANSWERS_LIMIT or (caller is None and len(self._callers) >= CALLERS_LIMIT)
 
     def _vacate(self, _: asyncio.Task[None]) -> None:
         self._occupied -= 1

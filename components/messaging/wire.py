@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import UnexpectedEOF
+
+from components import aio, background
+from components.messaging.addresses import new_inbox
+from components.messaging.client import NatsClient
+from components.messaging.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +33,22 @@ class Wire:
     publish, and a burst leaves as one write.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.inbox = f"_INBOX.{uuid.uuid4().hex}"
+    def __init__(self, client: NatsClient) -> None:
+        self.inbox = new_inbox()
         self.on_reconnect: Callable[[], None] = lambda: None
         self._client = client
         self._queue: deque[tuple[str, bytes, str, dict[str, str] | None]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._up = asyncio.Event()
-        self._sender = asyncio.create_task(self._send_queued(), name="messaging-sender")
+        self._closing = False
+        self._complaints = Seldom(log)
+        self._sender = background.task(self._send_queued(), "messaging-sender")
 
     @classmethod
     async def connect(cls, servers: Sequence[str], *, name: str, wait: float) -> Wire:
         """Waits up to ``wait`` seconds for a server, then raises ``ConnectionError``; reconnects for ever later."""
-        client = Client()
+        client = NatsClient()
         async with AsyncExitStack() as stack:
             wire = cls(client)
             stack.push_async_callback(wire.close)
@@ -60,6 +65,7 @@ class Wire:
                         error_cb=wire._on_error,
                         disconnected_cb=wire._on_disconnected,
                         reconnected_cb=wire._on_reconnected,
+                        closed_cb=wire._on_closed,
                     )
             except TimeoutError:
                 # Without the password that a URL may hold.
@@ -108,9 +114,9 @@ class Wire:
         await self._client.flush()
 
     async def close(self) -> None:
+        self._closing = True
         self._up.clear()
-        self._sender.cancel()
-        await asyncio.wait([self._sender])
+        await aio.end(self._sender)
         await self._client.close()
 
     async def _send_queued(self) -> None:
@@ -125,19 +131,28 @@ class Wire:
                 except (NatsError, ValueError) as error:
                     # No message is worth the sender's life: what must arrive is asked for again. (A ValueError is
                     # text that cannot be encoded, in a header.)
-                    log.error("message for %s not sent: %r", subject, error)
+                    self._complaints.warning("message for %s not sent: %r", subject[:100], error)
                 self._queue.popleft()
             self._idle.set()
 
     async def _on_error(self, error: Exception) -> None:
         # nats-py reports each failed attempt to reconnect here; the two callbacks below say what matters of that.
-        expected = isinstance(error, OSError | UnexpectedEOF)
-        log.log(logging.DEBUG if expected else logging.WARNING, "nats: %r", error)
+        if isinstance(error, OSError | UnexpectedEOF):
+            log.debug("nats: %r", error)
+        elif isinstance(error, NatsError):
+            self._complaints.warning("nats: %r", error)
+        else:  # A subscription's handler raised it, and was given the next message: a defect of ours.
+            log.error("a message was not handled: %r", error, exc_info=error)
 
     async def _on_disconnected(self) -> None:
         if self._up.is_set():
             log.warning("lost the connection to NATS, reconnecting")
         self._up.clear()
+
+    async def _on_closed(self) -> None:
+        if not self._closing:
+            reason = f"NATS closed the connection for good: {self._client.last_error}"
+            background.fail("the connection to NATS", ConnectionError(reason))
 
     async def _on_reconnected(self) -> None:
         log.warning("connected to NATS again")

@@ -31,21 +31,26 @@ class Progress(Enum):
 
 
 def load_nixl() -> tuple[ModuleType, ModuleType]:
-    """NIXL's API and its bindings, from whichever build is installed. Raises ``BackendFailed`` when none is."""
+    """NIXL's API and its bindings, from whichever build can be loaded. Raises ``BackendFailed`` when none can."""
     # NIXL's logger prints every agent to stdout and switches logging.raiseExceptions off for the whole process.
     os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
     raise_exceptions = logging.raiseExceptions
+    broken: list[str] = []
     try:
         for package in ("nixl", "nixl_cu13", "nixl_cu12"):
             try:
                 api = importlib.import_module(f"{package}._api")
-            except ModuleNotFoundError as error:
-                if error.name not in (package, f"{package}._api"):
-                    raise
-                continue
-            return api, api.nixlBind
+                return api, api.nixlBind
+            except Exception as error:  # noqa: BLE001 - a foreign package may raise anything while it is imported
+                if not isinstance(error, ModuleNotFoundError) or error.name not in (package, f"{package}._api"):
+                    broken.append(f"{package}: {error}")
     finally:
         logging.raiseExceptions = raise_exceptions
+    if broken:
+        raise BackendFailed(
+            f"NIXL is installed and cannot be loaded ({'; '.join(broken)}): install what is missing, put a library's "
+            "folder into LD_LIBRARY_PATH, or install the build for this machine's CUDA (nixl-cu12, nixl-cu13)"
+        )
     raise BackendFailed("NIXL is not installed: install nixl-cu12 or nixl-cu13")
 
 
@@ -68,16 +73,8 @@ class _Translated:
             raise PeerLost(f"the connection to {peer} broke ({error})") from error
         if isinstance(error, (bindings.nixlMismatchError, bindings.nixlInvalidParamError)):
             raise BadRecord(f"NIXL refused what came from {peer} ({error})") from error
-        others = (
-            bindings.nixlBackendError,
-            bindings.nixlNotFoundError,
-            bindings.nixlNotAllowedError,
-            bindings.nixlNotSupportedError,
-            bindings.nixlNotPostedError,
-            bindings.nixlRepostActiveError,
-            bindings.nixlUnknownError,
-        )
-        if isinstance(error, others):
+        # NIXL's other errors, and whatever its binding makes of a C++ exception or of an argument that it cannot take.
+        if isinstance(error, Exception) and not isinstance(error, TransferError):
             raise BackendFailed(f"{peer}: {type(error).__name__} {error}") from error
 
 
@@ -87,7 +84,8 @@ class Agent:
     ``device`` is the CUDA device whose context must be current first, or None for a process that moves host memory
     only.
     ``ucx`` holds UCX settings without their prefix, such as ``{"TLS": "tcp,cma"}``: they count only if no agent was
-    made in this process before, and an environment variable that is already set wins.
+    made in this process before, and an environment variable that is already set wins. Raises ``BackendFailed`` or
+    ``DeviceUnavailable`` when it cannot be made; another one, with other settings, may be made after that.
     """
 
     def __init__(self, name: str, backends: Sequence[str], device: Device | None, ucx: Mapping[str, str]) -> None:
@@ -95,19 +93,38 @@ class Agent:
         if cuda.driver() is not None:
             # Without NVLink UCX switches GET over cuda_ipc off, and a READ of GPU memory falls to 0.43 GB/s.
             settings.setdefault("CUDA_IPC_ENABLE_GET_ZCOPY", "y")
-        for key, value in settings.items():
-            os.environ.setdefault(f"UCX_{key}", value)
-        self.device = device
+        added = {f"UCX_{key}": value for key, value in settings.items() if f"UCX_{key}" not in os.environ}
+        self.name, self.device = name, device
         self._current: Device | None = None
-        if device is not None:
-            self.make_current(device)
-        self._api, self._bindings = load_nixl()
-        with self._translated(name):
-            config = self._api.nixl_agent_config(enable_prog_thread=False, backends=[])
-            self._nixl = self._api.nixl_agent(name, config)
-            for backend in backends:
-                self._nixl.create_backend(backend, {})
-        self.name = name
+        os.environ.update(added)
+        try:
+            if device is not None:
+                self.make_current(device)
+            self._api, self._bindings = load_nixl()
+            self._make(backends)
+        except BaseException:
+            for key in added:
+                os.environ.pop(key, None)
+            raise
+
+    def _make(self, backends: Sequence[str]) -> None:
+        try:
+            with self._translated(self.name):
+                config = self._api.nixl_agent_config(enable_prog_thread=False, backends=[])
+                self._nixl = self._api.nixl_agent(self.name, config)
+                for backend in backends:
+                    self._nixl.create_backend(backend, {})
+        except TransferError as error:
+            given = {key: value for key, value in sorted(os.environ.items()) if key.startswith("UCX_")}
+            raise BackendFailed(
+                f"no NIXL agent with the backends {', '.join(backends)} can be made ({error}); UCX has the settings "
+                f"{given}, its own words are on stderr, and UCX_LOG_LEVEL=info says more"
+            ) from error
+
+    def close(self) -> None:
+        """Destroy the agent, with its threads, sockets and shared memory. Nothing may be in flight; nothing else may be
+        called any more."""
+        self._nixl = None
 
     def make_current(self, device: Device) -> None:
         """Make a CUDA device's context current on this thread; nothing for the host."""
@@ -157,7 +174,11 @@ class Agent:
             except self._bindings.nixlBackendError as error:
                 # It died before we ever spoke to it. UCX keeps a socket of each connection that was refused.
                 raise PeerLost(f"no connection to the peer ({error})") from error
-        return name.decode() if isinstance(name, bytes) else str(name)
+            try:
+                return name.decode() if isinstance(name, bytes) else str(name)
+            except UnicodeDecodeError:
+                self._nixl.remove_remote_agent(name)
+                raise BadRecord("agent metadata of an agent whose name is no text") from None
 
     def drop_peer(self, name: str) -> None:
         try:
@@ -176,11 +197,11 @@ class Agent:
         Raises ``BadRecord`` when one of the senders has a name that is no text: anybody may call himself so. NIXL hands
         out all messages or none, so those that came together with his are lost; claims are sent again.
         """
-        try:
-            with self._translated(self.name):
+        with self._translated(self.name):
+            try:
                 found: dict[str | bytes, list[bytes]] = self._nixl.get_new_notifs()
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"a notification from an agent whose name is no text ({error})") from None
+            except UnicodeDecodeError as error:
+                raise BadRecord(f"a notification from an agent whose name is no text ({error})") from None
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in found.items()}
 
     # transfers

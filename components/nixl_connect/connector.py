@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import secrets
@@ -17,7 +18,8 @@ from .core import Core
 from .counters import Counters
 from .descriptor import Buffers, Descriptor, as_list
 from .device import Device
-from .errors import ConnectorClosed, DeadlineExceeded, InvalidBuffer, TransferError
+from .errors import BackendFailed, ConnectorClosed, DeadlineExceeded, InvalidBuffer, TransferError, copy, typed
+from .issue import issue
 from .lanes import Lane, measure
 from .lease import Exposure
 from .operations import (
@@ -31,11 +33,12 @@ from .operations import (
 from .owner import OwnerThread
 from .parts import lane_of, match
 from .pool import Pool, Slab
-from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor, host_id
+from .record import RdmaMetadata, check_own
 from .registration import Hold
 from .states import OperationKind, OperationStatus
-from .wire import KEY_BYTES
+from .wire import MAX_SECONDS
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = TypeVar("P", bound=PassiveOperation)
 A = TypeVar("A", bound=ActiveOperation)
@@ -43,6 +46,8 @@ DEFAULT_LEASE_S = 30.0
 DEFAULT_DEADLINE_S = 30.0
 CLOSE_S = 5.0
 """How long ``close`` waits for transfers that cannot be recalled."""
+THREAD_S = 5.0
+"""And how long after that for the thread: disconnecting and unregistering take a while."""
 
 
 class _Pump:
@@ -56,10 +61,10 @@ class _Pump:
     def patience(self) -> tuple[float, float]:
         return (1.0, 60.0) if self.core is None else self.core.patience()
 
-    def abandon(self) -> None:
-        if self.core is not None:
-            self.core.abandon()
-            self.core = None
+    def abandon(self, why: str) -> None:
+        core, self.core = self.core, None
+        if core is not None:
+            core.abandon(why)
 
 
 class Connector:
@@ -73,6 +78,10 @@ class Connector:
     ucx       UCX settings without prefix, ``{"TLS": "rc,cuda,tcp", "NET_DEVICES": "mlx5_0:1"}``. Keep ``tcp`` in
               ``TLS``.
               They hold for the process; a variable that is set in the environment already wins.
+    on_failure
+              called with the thread's name and the error when the connector's thread has ended by one. Every operation
+              has failed by then (``ConnectorClosed``), and the cause is logged; a service should end its process. Runs
+              on that thread.
 
     The agent is made by the first operation, on a thread of its own; nothing here blocks the event loop. A connector
     belongs to the loop that uses it. ``async with Connector() as connector`` closes it in the end.
@@ -85,6 +94,7 @@ class Connector:
         backends: Sequence[str] = ("UCX",),
         device: str | Device | None = None,
         ucx: Mapping[str, str] | None = None,
+        on_failure: Callable[[str, BaseException], object] | None = None,
     ) -> None:
         self._hostname = socket.gethostname()
         if name is None:
@@ -97,6 +107,7 @@ class Connector:
         self._backends = tuple(backends)
         self._device = None if device is None else Device(device)
         self._ucx = dict(ucx or {})
+        self._on_failure = on_failure
         self._pump = _Pump()
         self._owner: OwnerThread | None = None
         self._pools: list[Pool] = []
@@ -253,7 +264,8 @@ class Connector:
 
     async def close(self) -> None:
         """End every operation (``ConnectorClosed``, peers are told), wait a little for what cannot be recalled,
-        disconnect, unregister. A second call waits for the first."""
+        disconnect, unregister. A second call waits for the first. Raises ``BackendFailed`` when NIXL does not let go of
+        the thread; its registrations and connections then last as long as the process."""
         owner, self._closed = self._owner, True
         if owner is None:
             return
@@ -271,14 +283,22 @@ class Connector:
                 self._pump.core.close()
             watch()
 
-        owner.submit(begin)
-        await asyncio.to_thread(owner.join, CLOSE_S + 5.0)
+        owner.submit(begin, lambda _: owner.stop())
+        if not await asyncio.to_thread(owner.join, CLOSE_S + THREAD_S):
+            logger.error("%s has not ended. It is at\n%s", owner.name, owner.where())
+            raise BackendFailed(
+                f"{owner.name} has not ended after {CLOSE_S + THREAD_S:.0f} s: a call hangs (see the log)"
+            )
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
+    async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            await self.close()
+        except BackendFailed:
+            if error is None:
+                raise  # else that error says more, and this one is logged
 
     def __repr__(self) -> str:
         return f"Connector({self.identity!r})"
@@ -289,19 +309,21 @@ class Connector:
         if self._closed:
             raise ConnectorClosed("the connector is closed")
         if self._owner is None:
-            self._owner = OwnerThread(self._name, self._pump)
+            self._owner = OwnerThread(self._name, self._pump, self._on_failure)
+        if self._owner.failure is not None:
+            raise self._owner.closed()
         return self._owner
 
     def _call(self, function: Callable[[Core], T]) -> asyncio.Future[T]:
         owner = self._thread()
         return owner.call(lambda: function(self._started(owner)))
 
-    def _do(self, task: Callable[[Core], None]) -> bool:
+    def _do(self, task: Callable[[Core], None], failed: Callable[[Exception], None]) -> bool:
         def run() -> None:
             if self._pump.core is not None:
                 task(self._pump.core)
 
-        return self._owner is not None and self._owner.submit(run)
+        return self._owner is not None and self._owner.submit(run, failed)
 
     def _started(self, owner: OwnerThread) -> Core:
         if self._pump.core is None:
@@ -319,23 +341,32 @@ class Connector:
         reader: str | None,
         info: Mapping[str, str] | None,
     ) -> P:
-        if not 0.0 < lease < 1e6:
+        if not 0.0 < lease < MAX_SECONDS:
             raise ValueError(f"a lease of {lease} seconds")
 
+        check_own(operation.buffers, reader, info or {})
+        owner = self._thread()
         hold = Hold(operation.buffers)
 
-        def expose(core: Core) -> None:
+        def expose() -> None:
             try:
+                core = self._started(owner)
                 hold.register(core.registry)
-            except TransferError:
+                record = issue(
+                    core, self._name, self._generation, operation.kind, hold, lease, reader=reader, info=info or {}
+                )
+                operation.expose_as(record)
+                core.leases.expose(Exposure(record, hold, time.monotonic() + lease, readers, operation))
+            except Exception as error:
                 hold.release()
-                raise
-            record = self._record(core, operation, hold, lease, reader, dict(info or {}))
-            operation.expose_as(record)
-            core.leases.expose(Exposure(record, hold, time.monotonic() + lease, readers, operation))
+                if not isinstance(error, TransferError):
+                    logger.exception("memory could not be exposed")
+                # Not the one that is raised: its frames hold the operation.
+                operation.ended(OperationStatus.ERRORED, copy(typed(error)), released=True)
+                raise typed(error) from None
 
         try:
-            await self._call(expose)
+            await owner.call(expose)
         except ConnectorClosed:
             hold.release()
             raise
@@ -344,56 +375,11 @@ class Connector:
             raise
         return operation
 
-    def _record(
-        self,
-        core: Core,
-        operation: PassiveOperation,
-        hold: Hold,
-        lease: float,
-        reader: str | None,
-        info: dict[str, str],
-    ) -> RdmaMetadata:
-        known = core.peers.get(reader) if reader is not None else None
-        seen = known.has() if known is not None else frozenset()
-        announced = {
-            region.id: AnnouncedRegion.model_construct(
-                device=str(region.device),
-                ptr=region.ptr,
-                size=region.size,
-                id=region.id,
-                nixl_metadata=None if region.id in seen else region.metadata(core.agent),
-            )
-            for region in hold.regions
-        }
-        items = [
-            SerializedDescriptor.model_construct(
-                device=str(buffer.device),
-                ptr=buffer.ptr,
-                size=buffer.size,
-                region=region.id,
-                dtype=buffer.dtype if buffer.dtype in DTYPES else None,
-                shape=buffer.shape,
-            )
-            for buffer, region in zip(hold.buffers, hold.regions, strict=True)
-        ]
-        return RdmaMetadata.model_construct(
-            operation_kind=operation.kind,
-            peer=self._name,
-            host=host_id(),
-            generation=self._generation,
-            notification_key=secrets.token_hex(KEY_BYTES),
-            descriptors=tuple(items),
-            regions=tuple(announced.values()),
-            expires_at=time.time() + lease,
-            reader=reader,
-            info=dict(sorted(info.items())),
-        ).sealed()
-
     def _begin(self, operation: A, metadata: RdmaMetadata, deadline: float | None, *, staged: bool) -> A:
         """Hand the transfer to the owner thread, which posts it at once. Not awaited: a round trip to that thread costs
         as much as moving a megabyte, and what it finds wrong is the operation's error."""
         seconds = DEFAULT_DEADLINE_S if deadline is None else deadline
-        if not 0.0 < seconds < 1e6:
+        if not 0.0 < seconds < MAX_SECONDS:
             raise DeadlineExceeded(f"no time left: {seconds} s") if seconds <= 0 else ValueError(f"{seconds} s")
         until = time.monotonic() + seconds
 
@@ -405,15 +391,18 @@ class Connector:
                 core = self._started(owner)
                 peer = core.peers.from_record(metadata)
                 hold.register(core.registry)
+                transfer = core.transfers.begin(metadata, peer, hold, until, operation, operation.lane, staged)
             except TransferError as error:
-                hold.release()
-                operation.ended(OperationStatus.ERRORED, error, released=True)
+                failed(error)
             else:
-                operation.transfer = core.transfers.begin(
-                    metadata, peer, hold, until, operation, operation.lane, staged
-                )
+                if not transfer.over:
+                    operation.transfer = transfer
 
-        if not owner.submit(begin):
+        def failed(error: Exception) -> None:
             hold.release()
-            raise ConnectorClosed("the connector is closed")
+            operation.ended(OperationStatus.ERRORED, typed(error), released=True)
+
+        if not owner.submit(begin, failed):
+            hold.release()
+            raise owner.closed()
         return operation

@@ -110,17 +110,28 @@ class Core:
     def idle(self) -> bool:
         return not len(self.transfers) and not len(self.leases)
 
-    def abandon(self) -> None:
+    def abandon(self, why: str) -> None:
         """The agent ends here: release what nobody ended, disconnect, unregister."""
-        self.transfers.abandon()
-        self.leases.abandon()
-        self.peers.close()
-        self.registry.close()
+        self._ping_timer.cancel()
+        self.transfers.abandon(why)
+        self.leases.abandon(why)
+        try:
+            self.peers.close()
+        finally:
+            self.registry.close()
+            self.agent.close()
 
     def _receive(self, sender: str, data: bytes) -> bool:
         """False for a mere sign of life: more need not be expected soon after it."""
         message = decode(data)
-        if message is None or not self._dispatch(sender, message):
+        acted = False
+        if message is not None:
+            try:
+                acted = self._dispatch(sender, message)
+            except Exception:
+                # As good as a message that was lost, which both sides live with. One word must not end everything.
+                logger.exception("a %s from %s could not be acted on", message.kind.name, sender)
+        if not acted:
             self.tally.ignored_notifications += 1
         return message is None or message.kind is not Kind.PING
 

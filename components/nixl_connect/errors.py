@@ -86,6 +86,22 @@ class BackendFailed(TransferError):
 
 
 class ConnectorClosed(TransferError):
-    """The connector was closed before or while the operation ran."""
+    """The connector was closed, or failed, before or while the operation ran."""
 
     code = "connector_closed"
+
+
+def typed(error: BaseException) -> TransferError:
+    """The error as one of these: itself, or for any other a ``BackendFailed`` that names it."""
+    return error if isinstance(error, TransferError) else BackendFailed(f"{type(error).__name__}: {error}")
+
+
+def copy(error: TransferError) -> TransferError:
+    """One to raise, of one that is kept."""
+    return type(error)(*error.args)
+
+
+def bare(error: BaseException) -> None:
+    """Take the error's frames and its cause away: they hold the operation and its memory, in a cycle with whatever
+    keeps the error. The message says it all."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None

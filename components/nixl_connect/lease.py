@@ -9,6 +9,7 @@ that writer says it has ended, or is gone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .wire import Kind, Message, Reason
 
+logger = logging.getLogger(__name__)
 GRACE_S = 1.0
 """How much longer than asked for a claim is held: clocks of two hosts run alike, messages take time."""
+MAX_CLAIMS = 4096
+"""At once, on a buffer for any number of readers."""
 _REMEMBERED = 8192
 
 
@@ -89,10 +93,10 @@ class Leases:
     # what the application does
 
     def expose(self, exposure: Exposure) -> None:
+        self._arm(exposure)
         self._exposures[exposure.key] = exposure
         self.live += 1
         exposure.front.moved(OperationStatus.INITIALIZED)
-        self._arm(exposure)
 
     def renew(self, key: bytes, seconds: float) -> None:
         """Let the lease end that much from now, not earlier than it did. Nothing happens when it is over already."""
@@ -116,15 +120,20 @@ class Leases:
                 error = ConnectorClosed("the connector was closed")
                 self._end(exposure, OperationStatus.CANCELLED, error, Reason.CANCELLED)
 
-    def abandon(self) -> None:
+    def abandon(self, why: str) -> None:
         """The agent goes: whatever is still claimed is released with it."""
         for exposure in list(self._exposures.values()):
             self.claims -= len(exposure.claims)
             exposure.claims.clear()
-            if not exposure.over:
-                self._end(exposure, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"), Reason.CANCELLED)
-            else:
-                self._settle(exposure)
+            error = ConnectorClosed(why)
+            try:
+                if not exposure.over:
+                    self._end(exposure, OperationStatus.ERRORED, error, Reason.CANCELLED)
+                else:
+                    self._settle(exposure)
+            except Exception:
+                logger.exception("an exposed buffer could not be given back")
+                exposure.front.ended(OperationStatus.ERRORED, error, released=False)
 
     # what peers do
 
@@ -142,7 +151,7 @@ class Leases:
             exposure.front.moved(OperationStatus.IN_PROGRESS)
             self._arm(exposure)
         peer.seen.update(region.id for region in exposure.record.regions)
-        self._send(peer.identity, Message(Kind.GRANT, message.key, message.claim))
+        self._send(peer.identity, Message(Kind.GRANT, message.key, message.claim, clock=time.monotonic()))
 
     def done(self, message: Message, peer: Peer) -> bool:
         """False when that peer holds no such claim: nobody completes what another one claimed."""
@@ -203,6 +212,8 @@ class Leases:
             return None
         if time.monotonic() >= exposure.lease_until:
             return Reason.EXPIRED
+        if len(exposure.claims) >= MAX_CLAIMS:
+            return Reason.CONSUMED
         if exposure.readers is not None and exposure.completed + len(exposure.claims) >= exposure.readers:
             return Reason.CONSUMED
         return None

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Self
 
 from .descriptor import Descriptor
-from .errors import InvalidBuffer, TransferError
+from .errors import InvalidBuffer, TransferError, bare, copy, typed
 from .record import RdmaMetadata
 from .states import OperationKind, OperationStatus, may_move
+from .wire import MAX_SECONDS
 
 if TYPE_CHECKING:
     from .core import Core
     from .transfer import Transfer
 
-Do = Callable[[Callable[["Core"], None]], bool]
-"""Runs something on the owner thread soon; False when that has ended."""
+Do = Callable[[Callable[["Core"], None], Callable[[Exception], None]], bool]
+"""Runs something on the owner thread soon; False when that has ended. The second is called if the first raises."""
 Deliver = Callable[[asyncio.AbstractEventLoop, Callable[[], None]], None]
 """From the owner thread: runs something on an event loop soon."""
 
@@ -65,7 +66,7 @@ class Operation:
     def cancel(self) -> None:
         """End it, from any thread, at once; nothing happens if it has ended. Bytes already posted may still land: the
         buffers are free to be used for something else when ``wait_for_release`` returns, not before."""
-        self._do(lambda core: self._cancel(core))
+        self._do(self._cancel, self._failed)
 
     async def wait_for_completion(self) -> Self:
         """Wait for the end. Raises the operation's ``TransferError`` unless it completed. Any number may wait;
@@ -87,7 +88,7 @@ class Operation:
     def _raise_error(self) -> None:
         # A copy each time: a traceback on the stored error would tie operation, frames and memory into a cycle.
         if self._error is not None:
-            raise type(self._error)(*self._error.args)
+            raise copy(self._error)
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -100,6 +101,10 @@ class Operation:
 
     # the owner thread's view
 
+    def _failed(self, error: Exception) -> None:
+        """Something asked of the owner thread for this operation raised. Who holds the memory then is not known."""
+        self.ended(OperationStatus.ERRORED, typed(error), released=False)
+
     def moved(self, status: OperationStatus) -> None:
         if may_move(self._status, status):
             self._status = status
@@ -107,8 +112,7 @@ class Operation:
     def ended(self, status: OperationStatus, error: TransferError | None, *, released: bool) -> None:
         if not self._status.is_terminal:
             if error is not None:
-                # Frames of the owner thread hang on them, and those hold the operation: the message says it all.
-                error.__traceback__ = error.__cause__ = error.__context__ = None
+                bare(error)
             self._seconds = time.perf_counter() - self._began
             self._error = error
             self._is_released = released
@@ -151,7 +155,9 @@ class PassiveOperation(Operation):
 
     def renew(self, seconds: float) -> None:
         """Let the lease end ``seconds`` from now instead of earlier. Does nothing once the operation has ended."""
-        self._do(lambda core: core.leases.renew(bytes.fromhex(self._record.notification_key), seconds))
+        if not 0.0 < seconds < MAX_SECONDS:
+            raise ValueError(f"a lease of {seconds} seconds")
+        self._do(lambda core: core.leases.renew(bytes.fromhex(self._record.notification_key), seconds), self._failed)
 
     def _cancel(self, core: Core) -> None:
         # Runs after what exposed it, which may have failed: then there is no record.
@@ -230,7 +236,7 @@ class WriteOperation(ActiveOperation):
             raise InvalidBuffer("only a write begun with staged=True is posted by hand")
         if any(not 0 <= index < len(self.buffers) for index in ready):
             raise InvalidBuffer(f"there are {len(self.buffers)} buffers, not index {max(ready, key=abs)}")
-        self._do(lambda core: self._post(core, ready))
+        self._do(lambda core: self._post(core, ready), self._failed)
 
     def _post(self, core: Core, ready: list[int]) -> None:
         if self.transfer is not None:

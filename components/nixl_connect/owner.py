@@ -4,6 +4,10 @@ NIXL's agent is not thread-safe and some of its calls take milliseconds, so exac
 the event loop's. Waiting is adaptive: the pause between two polls is a fixed share of how long nothing has happened,
 so waiting adds little to any latency, costs a number of polls that grows with the *logarithm* of the wait, and an
 idle process sleeps.
+
+What raises on this thread costs as little as it may: a task fails what it was for, a word to a peer is lost, as words
+may be. What a poll or a timer raises ends the thread: nothing could be relied on any more. Then everything that waits
+fails, the cause is logged, and the connector's ``on_failure`` hears of it.
 """
 
 from __future__ import annotations
@@ -13,14 +17,17 @@ import ctypes
 import heapq
 import itertools
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Protocol, TypeVar
 
-from .errors import ConnectorClosed
+from .errors import ConnectorClosed, TransferError, bare
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,8 +48,8 @@ class Pump(Protocol):
     def poll(self) -> bool:
         """Look once at everything; True when something happened."""
 
-    def abandon(self) -> None:
-        """The thread ends, in order or by a defect: leave nobody waiting."""
+    def abandon(self, why: str) -> None:
+        """The thread ends, in order or by a failure: leave nobody waiting."""
 
     def patience(self) -> tuple[float, float]:
         """How to wait now: the share of the quiet time to pause, and the longest pause in seconds."""
@@ -63,12 +70,21 @@ class Timer:
             self._dead[0] += 1
 
 
-class OwnerThread:
-    """``call`` and ``submit`` may be used from any thread; ``at`` and the pump run on this one."""
+Failed = Callable[[Exception], object]
+"""Fails what a task was for; on the owner thread."""
 
-    def __init__(self, name: str, pump: Pump) -> None:
+
+class OwnerThread:
+    """``call`` and ``submit`` may be used from any thread; ``at`` and the pump run on this one. ``on_failure`` is told
+    name and error when the thread has ended by an error."""
+
+    def __init__(self, name: str, pump: Pump, on_failure: Callable[[str, BaseException], object] | None = None) -> None:
+        self.name = f"nixl-{name}"
+        self.failure: str | None = None
+        """What ended the thread, if it was an error."""
         self._pump = pump
-        self._tasks: deque[Callable[[], None]] = deque()
+        self._on_failure = on_failure
+        self._tasks: deque[tuple[Callable[[], None], Failed | None]] = deque()
         self._wake = threading.Lock()  # free when there is a reason to wake
         self._wake.acquire()
         self._is_woken = False
@@ -79,18 +95,21 @@ class OwnerThread:
         self._count = itertools.count()
         self._stopping = False
         self._stopped = False
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=f"nixl-{name}", daemon=True)
+        # A finalizer may hand in a task while this very thread is inside ``submit``: the garbage collector called it.
+        self._lock = threading.RLock()
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
     # from any thread
 
-    def submit(self, task: Callable[[], None]) -> bool:
-        """Run the task soon, in order. False when the thread has ended. The task must not raise."""
+    def submit(self, task: Callable[[], None], failed: Failed | None = None) -> bool:
+        """Run the task soon, in order. False when the thread has ended. If the task raises, or the thread fails before
+        it, ``failed`` is called."""
+        entry = (task, failed)
         with self._lock:
             if self._stopped:
                 return False
-            self._tasks.append(task)
+            self._tasks.append(entry)
             if not self._is_woken:
                 self._is_woken = True
                 self._wake.release()
@@ -106,12 +125,23 @@ class OwnerThread:
             try:
                 outcome.set_result(function())
             except Exception as error:  # noqa: BLE001 - handed to the caller, who decides
+                if isinstance(error, TransferError):
+                    bare(error)
                 outcome.set_exception(error)
             self.deliver(loop, lambda: _copy(outcome, future))
 
-        if not self.submit(run):
-            future.set_exception(ConnectorClosed("the connector is closed"))
+        def failed(error: Exception) -> None:
+            outcome: Future[T] = Future()
+            outcome.set_exception(error)
+            self.deliver(loop, lambda: _copy(outcome, future))
+
+        if not self.submit(run, failed):
+            future.set_exception(self.closed())
         return future
+
+    def closed(self) -> ConnectorClosed:
+        """Why nothing can be handed in any more."""
+        return ConnectorClosed("the connector is closed" if self.failure is None else self.failure)
 
     def stop(self) -> None:
         """End after the tasks handed in so far; returns at once."""
@@ -120,6 +150,11 @@ class OwnerThread:
     def join(self, timeout: float) -> bool:
         self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def where(self) -> str:
+        """What the thread does now, as a traceback."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else "nothing: it has ended"
 
     # on the owner thread
 
@@ -150,12 +185,33 @@ class OwnerThread:
         _precise_sleeps()
         try:
             self._drive()
-        finally:
-            with self._lock:
-                self._stopped = True
-            self._run_tasks()
-            self._pump.abandon()
-            self._end_turn()
+        except BaseException as error:
+            logger.critical("%s ended unexpectedly: %s: %s", self.name, type(error).__name__, error, exc_info=error)
+            self.failure = f"the connector failed: {type(error).__name__}: {error}"
+            self._finish()
+            self._tell(error)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            self._stopped = True
+        if self.failure is None:
+            _try(self._run_tasks)
+        while self._tasks:
+            failed = self._tasks.popleft()[1]
+            if failed is not None:
+                _try(partial(failed, self.closed()))
+        _try(partial(self._pump.abandon, self.failure or "the connector stopped"))
+        self._end_turn()
+        self._timers.clear()
+
+    def _tell(self, error: BaseException) -> None:
+        if self._on_failure is not None:
+            try:
+                self._on_failure(self.name, error)
+            except Exception:  # The application's: nothing here can mend it.
+                logger.exception("whoever is to hear that %s has ended could not be told", self.name)
 
     def _drive(self) -> None:
         active = time.monotonic()
@@ -189,13 +245,22 @@ class OwnerThread:
         """Those that are there; more may come meanwhile."""
         waiting = len(self._tasks)
         for _ in range(waiting):
-            # Never in a variable: while this thread sleeps, a task would keep its operation's memory alive.
-            self._tasks.popleft()()
+            self._run_task()
             if self._after:
                 self._end_turn()
         if waiting:
             self._end_turn()
         return waiting > 0
+
+    def _run_task(self) -> None:
+        # In no variable that lasts: while this thread sleeps, a task would keep its operation's memory alive.
+        task, failed = self._tasks.popleft()
+        try:
+            task()
+        except Exception as error:
+            logger.exception("a task of %s failed", self.name)
+            if failed is not None:
+                failed(error)
 
     def _end_turn(self) -> None:
         while self._mail or self._after:
@@ -207,7 +272,7 @@ class OwnerThread:
                     logger.debug("an outcome came after its event loop was closed")
             after, self._after = self._after, []
             for action in after:
-                action()
+                _try(action)
 
     def _fire(self, now: float) -> None:
         while self._timers and (self._timers[0][0] <= now or self._timers[0][2].action is None):
@@ -222,7 +287,15 @@ class OwnerThread:
 
 def _run(callbacks: list[Callable[[], None]]) -> None:
     for callback in callbacks:
-        callback()
+        _try(callback)
+
+
+def _try(action: Callable[[], object]) -> None:
+    """For what must not keep others from theirs: the word to one peer, the outcome of one operation."""
+    try:
+        action()
+    except Exception:
+        logger.exception("the data plane goes on without what failed here")
 
 
 def _copy(source: Future[T], target: asyncio.Future[T]) -> None:

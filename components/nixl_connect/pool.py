@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import mmap
 import threading
 import weakref
 from bisect import bisect_left, insort
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,8 @@ ALIGNMENT = 256
 """Bytes: what CUDA's own allocator gives, and a multiple of every cache line."""
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _unpin(driver: cuda.Driver, gpu: Device, address: int) -> None:
@@ -73,16 +72,44 @@ class Slab:
         return whole[offset : offset + size]
 
 
+class _Waiter:
+    """One ``reserve`` in the queue. Its slot is decided under the pool's lock; the future only wakes who waits."""
+
+    __slots__ = ("_loop", "future", "nbytes", "slot")
+
+    def __init__(self, nbytes: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.nbytes = nbytes
+        self.slot: Slot | None = None
+        self.future: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+
+    def wake(self) -> bool:
+        """From any thread. False when its event loop is closed, so that nobody waits."""
+        try:
+            self._loop.call_soon_threadsafe(self.end)
+        except RuntimeError:
+            return False
+        return True
+
+    def end(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
 class Pool:
     """Slots of any size, first fit, neighbours merged when freed. Safe from any thread; made by
-    ``Connector.create_pool``."""
+    ``Connector.create_pool``.
+
+    First come, first served: while a ``reserve`` waits, nothing that came later gets bytes, not even bytes that would
+    be enough for it alone. Else a long reservation would wait for ever behind short ones.
+    """
 
     def __init__(self, slab: Slab) -> None:
         self._slab = slab
         self._lock = threading.Lock()
         self._free: list[tuple[int, int]] = [(0, slab.size)]  # (offset, bytes), sorted, no two adjacent
         self._used = 0
-        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._waiting: deque[_Waiter] = deque()
 
     @property
     def size(self) -> int:
@@ -104,61 +131,100 @@ class Pool:
         return self._slab.descriptor
 
     def allocate(self, nbytes: int) -> Slot:
-        """A slot of at least that many bytes, held once. Raises ``PoolExhausted``; contents are what was there."""
+        """A slot of at least that many bytes, held once; contents are what was there. Raises ``PoolExhausted`` when
+        there is no room, or when there is some and others wait for it (``reserve``)."""
         if nbytes <= 0:
             raise InvalidBuffer(f"a slot of {nbytes} bytes")
-        need = -(-nbytes // ALIGNMENT) * ALIGNMENT
         with self._lock:
-            for index, (offset, size) in enumerate(self._free):
-                if size >= need:
-                    if size == need:
-                        del self._free[index]
-                    else:
-                        self._free[index] = (offset + need, size - need)
-                    self._used += need
-                    return Slot(self, offset, nbytes, need)
-            free = self.size - self._used
-        raise PoolExhausted(f"no {nbytes} bytes in one piece: {free} of {self.size} are free")
+            waiting = len(self._waiting)
+            slot = None if waiting else self._take(nbytes)
+            if slot is None:
+                raise self._exhausted(nbytes, waiting)
+            return slot
 
     async def reserve(self, nbytes: int, *, deadline: float) -> Slot:
-        """As ``allocate``, but waits up to ``deadline`` seconds for others to give back what they hold."""
+        """As ``allocate``, but waits in turn, up to ``deadline`` seconds, for others to give back what they hold.
+        More bytes than the pool has are refused at once."""
+        if nbytes <= 0:
+            raise InvalidBuffer(f"a slot of {nbytes} bytes")
         loop = asyncio.get_running_loop()
-        until = loop.time() + deadline
-        while True:
-            # Before the look, so that nothing given back after it is missed.
-            waiter = loop, loop.create_future()
-            with self._lock:
-                self._waiting.append(waiter)
-            try:
-                return self.allocate(nbytes)
-            except PoolExhausted:
-                if nbytes > self.size or loop.time() >= until:
-                    raise
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(until):
-                        await waiter[1]
-            finally:
-                with self._lock, contextlib.suppress(ValueError):
-                    self._waiting.remove(waiter)
-
-    def _wake(self) -> None:
+        waiter = _Waiter(nbytes, loop)
         with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for loop, given_back in waiting:
-            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there
-                loop.call_soon_threadsafe(_resolve, given_back)
+            slot = None if self._waiting else self._take(nbytes)
+            if slot is not None:
+                return slot
+            if _aligned(nbytes) > self.size or not deadline > 0:
+                raise self._exhausted(nbytes, len(self._waiting))
+            self._waiting.append(waiter)
+        timer = loop.call_later(deadline, waiter.end)
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            slot = self._leave(waiter)
+            if slot is not None:
+                slot.release()
+            raise
+        finally:
+            timer.cancel()
+        slot = self._leave(waiter)
+        if slot is None:
+            with self._lock:
+                raise self._exhausted(nbytes, len(self._waiting))
+        return slot
+
+    def _exhausted(self, nbytes: int, waiting: int) -> PoolExhausted:
+        queue = f", and {waiting} wait for room" if waiting else ""
+        return PoolExhausted(f"no {nbytes} bytes in one piece: {self.size - self._used} of {self.size} are free{queue}")
+
+    def _take(self, nbytes: int) -> Slot | None:
+        """Under the lock."""
+        need = _aligned(nbytes)
+        for index, (offset, size) in enumerate(self._free):
+            if size >= need:
+                if size == need:
+                    del self._free[index]
+                else:
+                    self._free[index] = (offset + need, size - need)
+                self._used += need
+                return Slot(self, offset, nbytes, need)
+        return None
+
+    def _leave(self, waiter: _Waiter) -> Slot | None:
+        """The slot it was given, or None: then it waits no more, and those behind it may go on."""
+        with self._lock:
+            if waiter.slot is None:
+                self._waiting.remove(waiter)
+                self._serve()
+            return waiter.slot
+
+    def _serve(self) -> None:
+        """Under the lock: give to those who wait what is there, in turn."""
+        while self._waiting:
+            waiter = self._waiting[0]
+            slot = self._take(waiter.nbytes)
+            if slot is None:
+                return
+            self._waiting.popleft()
+            if waiter.wake():
+                waiter.slot = slot
+            else:
+                self._put(slot.offset, slot._need)
+
+    def _put(self, offset: int, size: int) -> None:
+        """Under the lock."""
+        self._used -= size
+        index = bisect_left(self._free, (offset, 0))
+        if index < len(self._free) and offset + size == self._free[index][0]:
+            size += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == offset:
+            start, before = self._free.pop(index - 1)
+            offset, size = start, before + size
+        insort(self._free, (offset, size))
 
     def _give_back(self, offset: int, size: int) -> None:
         with self._lock:
-            self._used -= size
-            index = bisect_left(self._free, (offset, 0))
-            if index < len(self._free) and offset + size == self._free[index][0]:
-                size += self._free.pop(index)[1]
-            if index and sum(self._free[index - 1]) == offset:
-                start, before = self._free.pop(index - 1)
-                offset, size = start, before + size
-            insort(self._free, (offset, size))
-        self._wake()
+            self._put(offset, size)
+            self._serve()
 
 
 class Slot:

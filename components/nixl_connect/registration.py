@@ -7,6 +7,7 @@ holds it: an operation, a pool, ``register_memory``, or simply the object that o
 from __future__ import annotations
 
 import base64
+import logging
 import weakref
 from bisect import bisect_right, insort
 from collections.abc import Callable
@@ -17,15 +18,19 @@ from .descriptor import Descriptor
 from .device import Device
 from .errors import TransferError
 
+logger = logging.getLogger(__name__)
+
 
 class Region:
-    """One registration. ``id`` is never used again within the life of the agent."""
+    """One registration. ``id`` is never used again within the life of the agent. ``end`` fires when the memory's owner
+    dies, which holds the region until then."""
 
-    __slots__ = ("_metadata", "device", "holders", "id", "ptr", "registration", "size")
+    __slots__ = ("_metadata", "device", "end", "holders", "id", "ptr", "registration", "size")
 
     def __init__(self, id: int, ptr: int, size: int, device: Device, registration: Any) -> None:
         self.id, self.ptr, self.size, self.device, self.registration = id, ptr, size, device, registration
-        self.holders = 0
+        self.holders = 1
+        self.end: weakref.finalize[Any, Any] | None = None
         self._metadata: str | None = None
 
     def covers(self, ptr: int, size: int, device: Device) -> bool:
@@ -64,8 +69,6 @@ class Registry:
         region = self._find(descriptor)
         if region is None:
             region = self._register(descriptor)
-            region.holders += 1
-            self._release_with(descriptor, region)
         region.holders += 1
         return region
 
@@ -74,7 +77,7 @@ class Registry:
         if region.holders == 0:
             del self._regions[region.id]
             self._starts.remove((region.ptr, region.id))
-            self._agent.deregister(region.registration)
+            self._deregister(region)
             self._gone(region.id)
 
     def keep(self, descriptor: Descriptor) -> None:
@@ -90,11 +93,12 @@ class Registry:
 
     def close(self) -> None:
         """Deregister everything. No transfer may be in flight."""
-        for region in self._regions.values():
-            self._agent.deregister(region.registration)
+        regions = list(self._regions.values())
         self._regions.clear()
         self._starts.clear()
         self._kept.clear()
+        for region in regions:
+            self._deregister(region)
 
     def _find(self, descriptor: Descriptor) -> Region | None:
         index = bisect_right(self._starts, (descriptor.ptr, self._next_id))
@@ -110,6 +114,11 @@ class Registry:
         span = (descriptor.ptr, descriptor.size, descriptor.device.id)
         registration = self._agent.register(span, descriptor.device)
         region = Region(self._next_id, descriptor.ptr, descriptor.size, descriptor.device, registration)
+        try:
+            self._end_with(descriptor, region)
+        except BaseException:
+            self._deregister(region)
+            raise
         self._next_id += 1
         self.registered_total += 1
         self._regions[region.id] = region
@@ -117,13 +126,22 @@ class Registry:
         insort(self._starts, (region.ptr, region.id))
         return region
 
-    def _release_with(self, descriptor: Descriptor, region: Region) -> None:
+    def _end_with(self, descriptor: Descriptor, region: Region) -> None:
         # The finalizer may run on any thread. Whatever reuses the address can only be registered after it in the queue.
         try:
-            end = weakref.finalize(descriptor.owner, self._submit, lambda: self._drop(region))
+            region.end = weakref.finalize(descriptor.owner, self._submit, lambda: self._drop(region))
         except TypeError:  # no weak reference to the owner (a bytearray's exporter, None): the descriptor stands for it
-            end = weakref.finalize(descriptor, self._submit, lambda: self._drop(region))
-        end.atexit = False
+            region.end = weakref.finalize(descriptor, self._submit, lambda: self._drop(region))
+        region.end.atexit = False
+
+    def _deregister(self, region: Region) -> None:
+        if region.end is not None:
+            region.end.detach()  # it holds this registry, and so the agent, for as long as the memory lives
+        try:
+            self._agent.deregister(region.registration)
+        except TransferError as error:
+            # NIXL keeps it until the agent goes. Whoever gives back more than this must get on with the rest.
+            logger.warning("%d bytes at %#x stay registered: %s", region.size, region.ptr, error)
 
     def _drop(self, region: Region) -> None:
         if region.id in self._regions:
@@ -163,12 +181,17 @@ class Hold:
             self.regions.append(region)
 
     def release(self) -> None:
-        """Give everything back. A second call does nothing. Owner thread, once registered."""
+        """Give everything back. A second call does nothing. Owner thread, once registered. Does not raise: what comes
+        after it, the word that the operation has ended, must be passed on."""
         regions, self.regions = self.regions, []
         buffers, self.buffers = self.buffers, []
-        if self._registry is not None:
+        registry, self._registry = self._registry, None
+        if registry is not None:
             for region in regions:
-                self._registry.release(region)
+                registry.release(region)
         for buffer in buffers:
             if buffer.guard is not None:
-                buffer.guard.release()
+                try:
+                    buffer.guard.release()
+                except TransferError as error:  # the application released it once too often, while we held it
+                    logger.error("%r: %s", buffer, error)

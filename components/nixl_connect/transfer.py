@@ -1,8 +1,8 @@
 """The active side: transfers this process makes, from the claim to the last byte. Owner thread only.
 
-A READ is posted together with its claim and counts when both the bytes and the grant are here: no round trip is
-added. A WRITE waits for the grant, all prepared: bytes that land in memory which has gone back to its owner cannot be
-taken back.
+A READ is posted together with its claim, once the peer's clock is known, and counts when both the bytes and the grant
+are here: no round trip is added. A WRITE waits for the grant, all prepared: bytes that land in memory which has gone
+back to its owner cannot be taken back.
 A transfer that was posted cannot be recalled (NIXL's release does not stop a NIC), so one that ends early stays in
 quarantine, with its buffers held, until NIXL says that it is terminal.
 """
@@ -10,6 +10,7 @@ quarantine, with its buffers held, until NIXL says that it is terminal.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable
 
@@ -26,6 +27,7 @@ from .errors import (
     PeerLost,
     RecordConsumed,
     TransferError,
+    typed,
 )
 from .lanes import LaneWatch
 from .lease import Front
@@ -38,9 +40,11 @@ from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .wire import Kind, Message, Reason
 
+logger = logging.getLogger(__name__)
 EARLY_READ_S = 1.0
-"""A READ is posted before its grant only while the record has that much lease left, by this clock: reading memory
-that its owner has unregistered would break the connection for everybody else on it."""
+"""A READ is posted before its grant only while the record has that much lease left, by the exposer's clock: reading
+memory that its owner has unregistered would break the connection for everybody else on it. So the first READ from a
+peer, whose clock is not known yet, waits for its grant."""
 LARGE_READ = 16 << 20
 """Bytes that take longer than a claim and its grant, between two GPUs."""
 RESEND_S = 0.1
@@ -142,34 +146,44 @@ class Transfers:
         staged: bool,
     ) -> Transfer:
         """Claim, prepare while the claim is on its way, and post what may be posted. The transfer releases ``hold``
-        when nothing can touch the buffers."""
+        when nothing can touch the buffers. What raises on the way ends the transfer, not this call."""
         transfer = Transfer(next(self._numbers), record, peer, hold, deadline, front, lane, staged)
         self._transfers[transfer.key, transfer.number] = transfer
         self.in_flight += 1
-        front.moved(OperationStatus.INITIALIZED)
-        transfer.timers.append(self._at(deadline, lambda: self._late(transfer)))
-        early = transfer.kind is OperationKind.READ and record.expires_at - time.time() > EARLY_READ_S
+        try:
+            self._launch(transfer)
+        except Exception as error:  # noqa: BLE001 - whatever it was: this transfer pays for it, no other
+            self._broke(transfer, None, error)
+        return transfer
+
+    def _launch(self, transfer: Transfer) -> None:
+        record = transfer.record
+        transfer.front.moved(OperationStatus.INITIALIZED)
+        transfer.timers.append(self._at(transfer.deadline, lambda: self._late(transfer)))
+        early = transfer.kind is OperationKind.READ and transfer.peer.left(record.lease_until) > EARLY_READ_S
         # Whichever takes longer goes first: the bytes, or the claim's way there and back. Only on a GPU do bytes move
         # by themselves: host memory is copied, or written to a socket, by the call that posts.
         bytes_first = early and transfer.size >= LARGE_READ and not transfer.buffers[0].device.is_host
         if not bytes_first:
             self._claim(transfer, again=False)
-        if not staged:
+        if not transfer.staged:
             self._prepare(transfer, list(range(len(transfer.buffers))))
         if early:
             self._post_prepared(transfer)
         if bytes_first:
             self._claim(transfer, again=False)
-        return transfer
 
     def post(self, transfer: Transfer, indices: list[int]) -> None:
         """Staged: these buffers are ready. Posted now if the memory is granted, else as soon as it is."""
         fresh = [index for index in indices if index in transfer.unposted]
         if transfer.over or not fresh:
             return
-        self._prepare(transfer, fresh)
-        if transfer.granted:
-            self._post_prepared(transfer)
+        try:
+            self._prepare(transfer, fresh)
+            if transfer.granted:
+                self._post_prepared(transfer)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._broke(transfer, None, error)
 
     def cancel(self, transfer: Transfer) -> None:
         if not transfer.over:
@@ -180,14 +194,19 @@ class Transfers:
             if not transfer.over:
                 self._end(transfer, OperationStatus.CANCELLED, ConnectorClosed("the connector was closed"))
 
-    def abandon(self) -> None:
+    def abandon(self, why: str) -> None:
         """The agent goes: give up what NIXL never ended."""
         for transfer in list(self._transfers.values()):
-            if not transfer.over:
-                self._end(transfer, OperationStatus.ERRORED, ConnectorClosed("the connector stopped"))
-            for move in list(transfer.moves):
-                self._release(move, transfer)
-            self._settle(transfer)
+            error = ConnectorClosed(why)
+            try:
+                if not transfer.over:
+                    self._end(transfer, OperationStatus.ERRORED, error)
+                for move in list(transfer.moves):
+                    self._release(move, transfer)
+                self._settle(transfer)
+            except Exception:
+                logger.exception("a transfer could not be ended in order")
+                transfer.front.ended(OperationStatus.ERRORED, error, released=False)
         self.mover.close()
 
     # what the peer says
@@ -197,6 +216,7 @@ class Transfers:
         if transfer is None or transfer.peer is not peer:
             return False
         peer.introduced = True
+        peer.granted(message.clock, transfer.started)
         if not transfer.over and not transfer.granted:
             transfer.granted = True
             transfer.front.moved(OperationStatus.IN_PROGRESS)
@@ -241,6 +261,10 @@ class Transfers:
         except TransferError as error:
             self._broke(transfer, move, error)
             return True
+        except Exception as error:  # noqa: BLE001 - what it does now nobody knows: its buffers stay in quarantine
+            self._moving.pop(move)
+            self._broke(transfer, None, error)
+            return True
         if progress is Progress.MOVING:
             return False
         if progress is Progress.FAILED:
@@ -254,11 +278,14 @@ class Transfers:
             self._maybe_complete(transfer)
         return True
 
-    def _broke(self, transfer: Transfer, move: Move | None, error: TransferError) -> None:
+    def _broke(self, transfer: Transfer, move: Move | None, error: Exception) -> None:
+        """``move``, if given, is over."""
+        if not isinstance(error, TransferError):
+            logger.error("a transfer to or from %s failed unexpectedly", transfer.peer.identity, exc_info=error)
         if move is not None:
             self._release(move, transfer)
         if not transfer.over:
-            self._end(transfer, OperationStatus.ERRORED, error)
+            self._end(transfer, OperationStatus.ERRORED, typed(error))
         else:
             self._settle(transfer)
         if isinstance(error, PeerLost):
@@ -309,6 +336,9 @@ class Transfers:
                 move.begin()
             except TransferError as error:
                 self._broke(transfer, move, error)
+            except Exception as error:  # noqa: BLE001 - it may have begun: its buffers stay in quarantine
+                self._moving.pop(move)
+                self._broke(transfer, None, error)
             else:
                 self._look(move, transfer)
 

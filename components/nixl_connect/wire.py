@@ -5,7 +5,7 @@ record twice), then a body that the kind defines. NIXL gives no order between a 
 between two transfers: no message here relies on any. Each is idempotent.
 
 ``CLAIM``   active → passive   "I begin": seal of the record, seconds I need, who I am, my connection metadata if first
-``GRANT``   passive → active   the memory is yours for that long
+``GRANT``   passive → active   the memory is yours for that long; what my clock says, by which my leases run
 ``REFUSE``  passive → active   and why; nothing may be moved, what was moved does not count
 ``DONE``    active → passive   every byte has landed
 ``END``     active → passive   I stopped, and will not touch the memory again: cancelled or failed
@@ -19,13 +19,18 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-_MAGIC = b"T\x01"
+_MAGIC = b"T\x02"
 _HEAD = struct.Struct(">2sB16sQ")
 _CLAIM = struct.Struct(">16sdH")
+_GRANT = struct.Struct(">d")
 KEY_BYTES = 16
 SEAL_BYTES = 16
 MAX_NAME = 512
 MAX_METADATA = 1 << 20
+MAX_SECONDS = 1e6
+"""The longest lease, and the longest claim."""
+MAX_CLOCK = 1e11
+"""A monotonic clock begins with its machine: 3,000 years."""
 
 
 class Kind(IntEnum):
@@ -60,6 +65,8 @@ class Message(NamedTuple):
     seconds: float = 0.0
     metadata: bytes = b""
     name: str = ""
+    clock: float = 0.0
+    """The sender's ``time.monotonic()``"""
 
 
 def encode(message: Message) -> bytes:
@@ -67,6 +74,8 @@ def encode(message: Message) -> bytes:
     if message.kind is Kind.CLAIM:
         name = message.name.encode()
         return head + _CLAIM.pack(message.seal, message.seconds, len(name)) + name + message.metadata
+    if message.kind is Kind.GRANT:
+        return head + _GRANT.pack(message.clock)
     if message.reason is not None:
         return head + bytes((message.reason,))
     return head
@@ -83,9 +92,16 @@ def decode(data: bytes) -> Message | None:
         if kind is Kind.CLAIM:
             seal, seconds, length = _CLAIM.unpack_from(body)
             rest = body[_CLAIM.size :]
-            if not 0.0 < seconds < 1e6 or length > min(MAX_NAME, len(rest)) or len(rest) - length > MAX_METADATA:
+            if (
+                not 0.0 < seconds < MAX_SECONDS
+                or length > min(MAX_NAME, len(rest))
+                or len(rest) - length > MAX_METADATA
+            ):
                 return None
             return Message(kind, key, claim, None, seal, seconds, rest[length:], rest[:length].decode())
+        if kind is Kind.GRANT:
+            (clock,) = _GRANT.unpack(body)
+            return Message(kind, key, claim, clock=clock) if 0.0 <= clock < MAX_CLOCK else None
         if kind in (Kind.REFUSE, Kind.END, Kind.REVOKE):
             return Message(kind, key, claim, Reason(body[0])) if len(body) == 1 else None
         return Message(kind, key, claim) if not body else None

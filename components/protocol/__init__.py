@@ -22,7 +22,7 @@ from components.protocol.common import (
     UrlImage,
     Usage,
 )
-from components.protocol.encode import Embedding, EncodeRequest
+from components.protocol.encode import Embedding, EncodeRequest, Found
 from components.protocol.errors import ErrorCode, context_exceeded
 from components.protocol.generate import GenerateDone, GenerateItem, GenerateRequest, Started, Tokens
 from components.protocol.instance import ROLES, Instance, Role, subject
@@ -42,6 +42,7 @@ __all__ = [
     "EncodeRequest",
     "ErrorCode",
     "FinishReason",
+    "Found",
     "GenerateDone",
     "GenerateItem",
     "GenerateRequest",

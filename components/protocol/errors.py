@@ -39,7 +39,8 @@ _STATUS = {
     ErrorCode.BODY_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.IMAGE_UNDECODABLE: HTTPStatus.BAD_REQUEST,
     ErrorCode.IMAGE_TOO_LARGE: HTTPStatus.BAD_REQUEST,
-    ErrorCode.IMAGE_UNREACHABLE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    # As OpenAI does: the client has to change its request, and what clients do about that goes by 400.
+    ErrorCode.IMAGE_UNREACHABLE: HTTPStatus.BAD_REQUEST,
     ErrorCode.OVERLOADED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.PEER_LOST: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from components import background
 from components.config import Topology
 from components.nixl_connect import Connector
 
 
 def open_connector(topology: Topology, name: str) -> Connector:
     """Not connected yet: the agent is made by the first operation. Use it as an async context manager."""
-    transfer = topology.transfer
-    settings = {"TLS": transfer.ucx_tls, "NET_DEVICES": transfer.ucx_net_devices}
-    return Connector(
-        name, backends=transfer.backends, ucx={key: value for key, value in settings.items() if value is not None}
-    )
+    return Connector(name, backends=topology.transfer.backends, ucx=topology.ucx, on_failure=background.fail)
 
 
 def held(connector: Connector) -> dict[str, int]:

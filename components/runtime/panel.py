@@ -12,17 +12,27 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import msgspec
+from prometheus_client import Gauge
 
 from components.config import Topology
 from components.discovery import Registration, Registry
 from components.messaging import Bus, Context, Operation, Service, operation
 from components.protocol import VERSION, Instance, Role, Status, StatusRequest, subject
+from components.runtime.directory import directory
 from components.runtime.peers import Peers
+from components.telemetry.metrics import REGISTRY
 from components.telemetry.ready import announce_ready
 
 log = logging.getLogger(__name__)
 
 _LEASE_SECONDS = 5.0
+
+_REFUSED = Gauge(
+    "triptych_discovery_refused_entries",
+    "Entries in etcd that are skipped now: what they say cannot be an instance of this deployment.",
+    ["role"],
+    registry=REGISTRY,
+)
 
 
 class Panel:
@@ -34,6 +44,8 @@ class Panel:
         self.bus = bus
         self.registry = registry
         self.subject = subject(topology.namespace, role, id)
+        self._namespace = topology.namespace
+        self._model = topology.model.name
         self._drain_seconds = topology.drain_seconds
         self._peers: dict[Role, Peers] = {}
         self._service: Service | None = None
@@ -69,42 +81,50 @@ class Panel:
         *,
         capacity: int = 1,
         limit: int | None = None,
-        model: str = "",
         revision: str = "",
         engine: str = "",
+        max_context: int = 0,
+        longest_token: int = 0,
         held: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """Answer ``operations`` and ``status``, then become discoverable, then say that this instance is ready.
 
         ``capacity`` is how many requests it works on at once, for others to know. More than ``limit`` at once, waiting
         ones included, are refused as ``overloaded``; with None the panel bounds itself. ``held`` is for ``status``.
+
+        Raises ``ValueError`` for an id or a host name that the other panels would not take.
         """
         instance = Instance(
             role=self.role,
             id=self.id,
             subject=self.subject,
-            model=model,
+            model=self._model,
             revision=revision,
             engine=engine,
             capacity=capacity,
+            max_context=max_context,
+            longest_token=longest_token,
             host=socket.gethostname(),
             pid=os.getpid(),
         )
+        value = msgspec.json.encode(instance)
+        # What others would skip must not wait for requests that never come.
+        directory(self._namespace, self.role, self._model)(self.id, value)
 
         async def status(request: StatusRequest, context: Context) -> Status:
             return Status(held=held())
 
         operations = {**operations, "status": operation(StatusRequest, status, inner=True)}
         self._service = await self.bus.serve(self.subject, stage=self.role, operations=operations, capacity=limit)
-        value = msgspec.json.encode(instance)
         self._registration = await self.registry.register(self.role, self.id, value, ttl=_LEASE_SECONDS)
         log.info("ready role=%s id=%s pid=%d", self.role, self.id, instance.pid)
         announce_ready()
 
-    async def peers(self, role: Role) -> Peers:
-        """The live instances of another role; asked twice, the same object."""
+    async def peers(self, role: Role, revision: str = "") -> Peers:
+        """The live instances of another role, with ``revision`` only those; asked twice, the same object."""
         if role not in self._peers:
-            view = await self.registry.watch(role, msgspec.json.Decoder(Instance).decode)
+            view = await self.registry.watch(role, directory(self._namespace, role, self._model, revision))
+            _REFUSED.labels(role).set_function(lambda: len(view.refused))
             self._peers.setdefault(role, Peers(self.bus, role, view))
         return self._peers[role]
 

@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing, asynccontextmanager
 from types import UnionType
 from typing import Any, TypeVar, overload
 
 from components.discovery import View
-from components.messaging import Bus, CallError, Context
-from components.protocol import VERSION, ErrorCode, Instance, Role
+from components.messaging import Bus, CallError, Context, NobodyListens
+from components.protocol import ErrorCode, Instance, Role
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Peers:
 
     @property
     def instances(self) -> list[Instance]:
-        """Those that speak this protocol version."""
-        return [each for each in self._view.instances.values() if each.protocol == VERSION]
+        """Those that are registered, dead ones among them until their lease ends."""
+        return list(self._view.instances.values())
 
     @property
     def ready(self) -> bool:
@@ -100,7 +100,7 @@ class Peers:
         self, operation: str, request: object, *, reply: Any, context: Context
     ) -> AsyncGenerator[Any, None]:
         """The answer of one of them, item by item; from another one if the first fails before its first item."""
-        tried: set[str] = set()
+        tried: dict[str, CallError] = {}
         while True:
             begun = False
             async with self.pick(tried) as instance:
@@ -113,9 +113,9 @@ class Peers:
                             yield item
                     return
                 except CallError as error:
-                    tried.add(instance.id)
+                    tried[instance.id] = error
                     if not self._another_may_help(instance, error, tried) or begun:
-                        raise
+                        raise _telling(tried) from None
                     log.info("%s failed, trying another: %s", instance.id, error)
 
     async def attempt(self, call: Callable[[Instance], Awaitable[T]]) -> T:
@@ -123,18 +123,18 @@ class Peers:
 
         For an exchange of more than one message; ``call`` must leave nothing behind when it raises.
         """
-        tried: set[str] = set()
+        tried: dict[str, CallError] = {}
         while True:
             async with self.pick(tried) as instance:
                 try:
                     return await call(instance)
                 except CallError as error:
-                    tried.add(instance.id)
+                    tried[instance.id] = error
                     if not self._another_may_help(instance, error, tried):
-                        raise
+                        raise _telling(tried) from None
                     log.info("%s failed, trying another: %s", instance.id, error)
 
-    def _another_may_help(self, instance: Instance, error: CallError, tried: Collection[str]) -> bool:
+    def _another_may_help(self, instance: Instance, error: CallError, tried: Mapping[str, CallError]) -> bool:
         # An error from further down was already tried elsewhere by the panel next to it: trying again at every level
         # would multiply the tries. Without a stage it is from this side of the exchange, a failed transfer say.
         if error.stage not in ("", self.role):
@@ -143,7 +143,9 @@ class Peers:
             if not error.stage:  # not the other side is gone, this one is
                 return False
             self.drop(instance.id)
-        return error.retryable and len(tried) < _TRIES and any(each.id not in tried for each in self.instances)
+        # Entries of the dead cost no tries, however many there are: each is passed over once.
+        tries = sum(not isinstance(each, NobodyListens) for each in tried.values())
+        return error.retryable and tries < _TRIES and any(each.id not in tried for each in self.instances)
 
     def _choose(self, exclude: Collection[str]) -> Instance:
         instances = [each for each in self.instances if each.id not in exclude]
@@ -157,3 +159,9 @@ class Peers:
 
     def _suspected(self, id: str) -> bool:
         return self._suspects.get(id, 0.0) > asyncio.get_running_loop().time()
+
+
+def _telling(tried: Mapping[str, CallError]) -> CallError:
+    """The last error; one of an instance that is there says more than that another is not."""
+    errors = list(tried.values())
+    return next((each for each in reversed(errors) if not isinstance(each, NobodyListens)), errors[-1])

@@ -11,10 +11,16 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Self
+
+from components.runtime.restarts import Restarts, soon
+
+NATS_MAX_PAYLOAD = 8 * 2**20
+"""Bytes of the longest message. A request carries its text or its token ids, for contexts of more than a million."""
 
 _READY_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -74,6 +80,11 @@ class Server(ABC):
         except TimeoutError:
             await self.stop()
             raise ServerError(f"{self.name} does not answer on port {self.port}; its log: {self.log_file}") from None
+
+    async def wait(self) -> None:
+        """Returns once it has ended, or at once where none runs."""
+        if self._process is not None:
+            await self._process.wait()
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL; returns once it has ended."""
@@ -141,7 +152,10 @@ class NatsServer(Server):
         return [(self.port, "nats.port")]
 
     def _arguments(self) -> Sequence[str]:
-        return ["--addr", self.host, "--port", str(self.port)]
+        # The one setting that has no flag.
+        file = self.data_dir / "nats.conf"
+        file.write_text(f"max_payload: {NATS_MAX_PAYLOAD}\n")
+        return ["--config", str(file), "--addr", self.host, "--port", str(self.port)]
 
     async def _answers(self) -> bool:
         return (await _ask(self.host, self.port, b"")).startswith(b"INFO ")
@@ -181,6 +195,28 @@ class EtcdServer(Server):
     async def _answers(self) -> bool:
         request = f"GET /health HTTP/1.0\r\nHost: {self.endpoint}\r\n\r\n".encode()
         return b'"health":"true"' in await _ask(self.host, self.port, request)
+
+
+async def keep(server: Server, start: Callable[[], Awaitable[None]], say: Callable[[str], None]) -> None:
+    """Starts the server again each time it ends, on the same port with the same data, so that all come back to it.
+
+    ``start`` is its ``start``, with what the caller has to say of that. For ``background.task``: it ends by
+    cancellation only. A port that somebody took meanwhile may come free again.
+    """
+    restarts = Restarts()
+    since: float | None = time.monotonic()
+    while True:
+        await server.wait()
+        pause = restarts.pause(0.0 if since is None else time.monotonic() - since)
+        if since is not None:
+            say(f"{server.name}: ended, starts again {soon(pause)}")
+        await asyncio.sleep(pause)
+        try:
+            await start()
+            since = time.monotonic()
+        except ServerError as error:
+            since = None
+            say(str(error))
 
 
 def free_port() -> int:

@@ -22,8 +22,8 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path) -> Iterator[Start]:
     stacks: list[Stack] = []
 
-    def start(*arguments: str) -> Stack:
-        stacks.append(Stack(folder, *arguments))
+    def start(*arguments: str, before: str = "") -> Stack:
+        stacks.append(Stack(folder, *arguments, before=before))
         return stacks[-1]
 
     yield start

@@ -30,7 +30,7 @@ PACKAGES = {
 }
 
 SERVICE = """
-import asyncio, json, os
+import asyncio, json, os, time
 from contextlib import suppress
 from pathlib import Path
 from components.telemetry.ready import announce_ready
@@ -65,6 +65,9 @@ async def run(topology, instance):
     print("settings:", topology.decode.max_batch, os.environ["OMP_NUM_THREADS"], flush=True)
     if Path(f"fail-{role}").exists():
         raise RuntimeError(f"{role} has no weights")
+    if Path(f"load-{role}").exists():
+        print("loading", flush=True)
+        await asyncio.to_thread(time.sleep, 3600)
     if role == "frontend":
         await asyncio.start_server(answer, topology.frontend.host, topology.frontend.port)
     announce_ready()
@@ -100,13 +103,14 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) 
 class Stack:
     """One ``triptych`` process in ``folder``, its output, and all that it started."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, before: str = "") -> None:
+        """``before`` is code that runs in ``triptych`` first."""
         # Every process of the stack inherits it, so that each can be found, also when its parent is gone.
         self._mark = f"STACK_TEST={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
         kept = {key: text for key, text in os.environ.items() if not key.startswith(PREFIX)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "components.cli.main", *arguments],
+            [sys.executable, "-c", f"{before}\nfrom components.cli.main import main\nmain()", *arguments],
             cwd=folder,
             env={**kept, name: value, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
             stdin=subprocess.DEVNULL,

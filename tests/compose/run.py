@@ -14,6 +14,7 @@ import base64
 import contextlib
 import http.client
 import io
+import itertools
 import json
 import os
 import shlex
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = f"triptych-test-{os.getpid()}"
@@ -188,6 +189,7 @@ class Stack:
         self.tree = tree
         self._compose = [*compose, "-f", "docker-compose.yml", "-f", "tests/compose/test.yml"]
         self._port = int(environment["HTTP_PORT"])
+        self._pictures = itertools.count()
 
     def compose(self, *arguments: str, quiet: bool = True, check: bool = True) -> str:
         return run(*self._compose, *arguments, cwd=self.tree, env=self.environment, quiet=quiet, check=check)
@@ -218,10 +220,10 @@ class Stack:
             return self.get("/ready")[0] == 200
         return False
 
-    def ask(self, picture: bytes) -> dict[str, Any]:
-        """The answer about a picture; ends the program if there is none."""
+    def ask(self) -> dict[str, Any]:
+        """The answer about a picture that nobody has seen; ends the program if there is none."""
         model = json.loads(self.get("/v1/models")[1])["data"][0]["id"]
-        url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        url = f"data:image/png;base64,{base64.b64encode(picture(next(self._pictures))).decode()}"
         content = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": "What is in this picture?"},
@@ -252,11 +254,15 @@ class Stack:
         run("docker", "run", "--rm", *killer, image, "-c", command)
 
 
-def picture() -> bytes:
+def picture(number: int) -> bytes:
+    """Each number is another file of the same pixels: encode reads it, for it knows files by their hash, and the answer
+    is the same."""
     image = Image.new("RGB", (112, 112), "white")
     ImageDraw.Draw(image).ellipse((20, 20, 90, 90), fill="red")
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    said = PngImagePlugin.PngInfo()
+    said.add_text("number", str(number))
+    image.save(buffer, "PNG", pnginfo=said)
     return buffer.getvalue()
 
 
@@ -283,7 +289,7 @@ def recovers(stack: Stack, service: str, expected: str) -> None:
     until("every service is healthy again", 180, lambda: all(stack.healthy(each) for each in CHECKED))
     until("the frontend is ready again", 120, stack.ready)
     back = time.monotonic() - began
-    text = check_answer(stack.ask(picture()))
+    text = check_answer(stack.ask())
     assert text == expected, (text, expected)
     say(f"{service}: killed, all healthy after {back:.1f} s, same answer")
 
@@ -318,7 +324,7 @@ def check_apart(stack: Stack, expected: str) -> None:
     """A container that hides its process falls to TCP and answers all the same, so only the lanes can tell."""
     stack.compose("-f", "tests/compose/apart.yml", "up", "--detach", "--wait", "--no-deps", "prefill", quiet=False)
     until("the frontend is ready again", 120, stack.ready)
-    text = check_answer(stack.ask(picture()))
+    text = check_answer(stack.ask())
     assert text == expected, (text, expected)
     wrong = [box for box in lanes(stack) if by_cma(box) or not any("tcp/" in line for line in box)]
     assert not wrong, "\n".join(wrong[0])
@@ -329,7 +335,7 @@ def check_host_namespaces(stack: Stack, expected: str) -> None:
     """NAMESPACES=host does as well as lanes, and there the roles depend on nobody."""
     stack.environment["NAMESPACES"] = "host"
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "300", quiet=False)
-    text = check_answer(stack.ask(picture()))
+    text = check_answer(stack.ask())
     assert text == expected, (text, expected)
     check_lanes(stack)
     say("the same in the host's namespaces")
@@ -348,7 +354,7 @@ def exercise(stack: Stack) -> None:
     say(f"image: {run('docker', 'images', '--format', '{{.Size}}', stack.environment['CPU_IMAGE'])}")
     stack.compose("up", "--detach", "--wait", "--wait-timeout", "300", quiet=False)
     say("up, every service healthy")
-    text = check_answer(stack.ask(picture()))
+    text = check_answer(stack.ask())
     say(f"answered: {text!r}")
     for service in CHECKED:
         assert stack.healthy(service), service

@@ -57,6 +57,55 @@ def test_a_wrong_list_item_is_reported_at_the_item(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "localhost",
+        "localhost:",
+        ":2379",
+        "http://localhost:2379",
+        "localhost:0",
+        "localhost:99999",
+        "::1:2379",
+        "a b:1",
+    ],
+)
+def test_an_etcd_endpoint_that_is_none(file: Path, endpoint: str) -> None:
+    assert problems(file, f"etcd:\n  endpoints: ['a:2379', '{endpoint}']\n") == [
+        "x.yaml:2:25: etcd.endpoints.1: not host:port (an IPv6 address in brackets, no http://)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:4222",
+        "nats://",
+        "nats://:4222",
+        "http://a:4222",
+        "nats://a:99999",
+        "nats://a:0",
+        "nats://a:b",
+        "nats://u:secret@a:4222/x",
+        "nats://[::1",
+        "nats://a b",
+    ],
+)
+def test_a_nats_url_that_is_none(file: Path, url: str) -> None:
+    assert problems(file, f"nats:\n  servers: ['{url}']\n") == [
+        "x.yaml:2:13: nats.servers.0: not nats://host:port or tls://host:port"
+    ]
+
+
+def test_addresses_of_servers(file: Path) -> None:
+    file.write_text(
+        "etcd: {endpoints: ['etcd-0.etcd:2379', '10.0.0.1:2379', '[::1]:2379']}\n"
+        "nats: {servers: ['nats://nats', 'nats://u:p@10.0.0.1:4222', 'tls://[::1]:4222/']}\n"
+    )
+    topology = load(file, environ=NOTHING)
+    assert (len(topology.etcd.addresses), len(topology.nats.addresses)) == (3, 3)
+
+
 def test_an_unknown_key_names_the_one_that_was_meant(file: Path) -> None:
     assert problems(file, "encode:\n  media:\n    max_byte: 3\n") == [
         "x.yaml:3:5: encode.media.max_byte: no such setting (did you mean max_bytes?)"
@@ -147,6 +196,22 @@ def test_lists_and_texts_in_overrides() -> None:
     assert topology.transfer.ucx_tls is None
 
 
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("[::1]:2", ("[::1]:2",)),
+        ("[::1]:2,[::2]:3", ("[::1]:2", "[::2]:3")),
+        ("[[::1]:2]", ("[::1]:2",)),
+        ('["[::1]:2", a:3]', ("[::1]:2", "a:3")),
+        ("[127.0.0.1:2379, a:1]", ("127.0.0.1:2379", "a:1")),
+        ("", ()),
+        ("[]", ()),
+    ],
+)
+def test_lists_with_brackets_in_their_items(text: str, endpoints: tuple[str, ...]) -> None:
+    assert load(None, [f"etcd.endpoints={text}"], NOTHING).etcd.endpoints == endpoints
+
+
 def test_a_wrong_override_names_itself() -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, ["frontend.port=http"], {"TRIPTYCH_DECODE__MAX_BATCH": "0"})
@@ -201,3 +266,19 @@ def test_what_is_written_down_reads_back(file: Path) -> None:
     topology = load(None, ["frontend.port=1234", "nats.servers=nats://a:1"], NOTHING)
     file.write_text(topology.model_dump_json())
     assert load(file, environ=NOTHING) == topology
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices"),
+    [
+        ([], "lo"),
+        (["nats.servers=nats://localhost:1", "etcd.endpoints=[::1]:2"], "lo"),
+        (["nats.servers=nats://127.0.0.1:1, nats://10.0.0.1:1"], None),
+        (["nats.servers=nats://me:secret@nats:1"], None),
+        (["etcd.endpoints=etcd:2379"], None),
+        (["transfer.ucx_net_devices=all"], "all"),
+        (["etcd.endpoints=etcd:2379", "transfer.ucx_net_devices=mlx5_0:1"], "mlx5_0:1"),
+    ],
+)
+def test_ucx_keeps_to_loopback_where_nobody_else_can_take_part(overrides: list[str], devices: str | None) -> None:
+    assert load(None, overrides, environ=NOTHING).ucx.get("NET_DEVICES") == devices

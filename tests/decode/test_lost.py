@@ -51,6 +51,7 @@ class Room:
 
 class Engine:
     max_context = 100
+    vocabulary = 100
 
     def __init__(self) -> None:
         self.rooms: set[Room] = set()
@@ -64,7 +65,7 @@ class Engine:
     def held(self) -> dict[str, int]:
         return {"rooms": len(self.rooms)}
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         room = Room(self)
         self.rooms.add(room)
         return room

@@ -23,7 +23,7 @@ async def connected(etcd: EtcdServer, namespace: str | None = None) -> AsyncIter
     assert [thread.name for thread in threading.enumerate() if f"/{namespace}/" in thread.name] == []
 
 
-def number(value: bytes) -> int:
+def number(id: str, value: bytes) -> int:
     return int(value)
 
 

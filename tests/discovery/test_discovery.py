@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -65,25 +65,12 @@ async def test_wait_for_gives_up(registry: Registry) -> None:
         await view.wait_for(lambda instances: "a" in instances, 0.1)
 
 
-async def test_a_value_that_does_not_decode_is_left_out(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        odd = await registry.register("encode", "odd", b"\xffnot a number")
-        view = await registry.watch("encode", number)
-        await registry.register("encode", "b", b"2")
-        await shows(view, {"b": 2})
-    assert "/encode/odd is skipped" in caplog.text
-    await odd.update(b"3")
-    await shows(view, {"b": 2, "odd": 3})
-    await odd.update(b"?")
-    await shows(view, {"b": 2})
-
-
 async def test_a_killed_instance_disappears_with_its_lease(shared_etcd: EtcdServer) -> None:
     async with (
         connected(shared_etcd, "mortals") as registry,
         process("tests.discovery.member", shared_etcd.endpoint, "mortals", "mortal") as member,
     ):
-        view = await registry.watch("encode", bytes.decode)
+        view = await registry.watch("encode", lambda id, value: value)
         assert await member.line() == "ready"
         await view.wait_for(lambda instances: "mortal" in instances, 5)
         member.signal(signal.SIGKILL)
@@ -118,6 +105,21 @@ async def test_another_member_is_asked_when_one_does_not_answer(shared_etcd: Etc
 async def test_no_server_is_said_in_one_line() -> None:
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1 "):
         await Registry.connect(["127.0.0.1:1"], "test", wait=0.3)
+
+
+async def test_an_endpoint_that_is_none_is_refused_at_once() -> None:
+    for endpoint in ("localhost", "localhost:port", "http://localhost:2379", ":2379"):
+        with pytest.raises(ValueError, match="host:port"):
+            await Registry.connect([endpoint], "test", wait=60)
+
+
+async def test_a_server_that_is_silent_is_waited_for_no_longer_than_was_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(ConnectionError, match=f"no etcd answers at {endpoint}"):
+            await Registry.connect([endpoint], "test", wait=0.5)
+        assert time.monotonic() - began < 1.5
 
 
 def test_the_wrong_protobuf_is_named() -> None:

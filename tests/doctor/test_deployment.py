@@ -69,19 +69,37 @@ async def test_fewer_than_the_topology_says(topology: Topology, running: AsyncEx
     assert (await levels(more))["decode"] == "warn"
 
 
-async def test_registered_and_silent_or_of_another_release(topology: Topology, running: AsyncExitStack) -> None:
+async def test_registered_and_silent_or_skipped(topology: Topology, running: AsyncExitStack) -> None:
     registry = await Registry.connect(topology.etcd.addresses, topology.namespace)
-    for id, protocol in (("dead", VERSION), ("old", VERSION + 1)):
-        subject = f"triptych.{topology.namespace}.encode.{id}"
-        instance = Instance(role="encode", id=id, subject=subject, host="elsewhere", pid=7, protocol=protocol)
+    prefix = f"triptych.{topology.namespace}.encode."
+    entries: dict[str, dict[str, object]] = {
+        "dead": {},
+        "old": {"protocol": VERSION + 1},
+        "foreign": {"subject": "triptych.elsewhere.encode.x"},
+    }
+    for id, changes in entries.items():
+        values = {"role": "encode", "id": id, "subject": prefix + id, "host": "elsewhere", "pid": 7, **changes}
+        instance = Instance(**{"model": topology.model.name, **values})  # type: ignore[arg-type]
         await registry.register("encode", id, msgspec.json.encode(instance))
+    await registry.register("encode", "\x1b[2J", b"no JSON")
     found = {each.check: each for each in await check_deployment(topology)}
     await registry.close()
     assert found["encode dead"].level == "fail"
     assert "process 7" in found["encode dead"].change
-    assert found["encode old"].level == "fail"
+    assert found["encode old"].level == "warn"
+    assert f"its protocol is {VERSION + 1}" in found["encode old"].says
     assert "same release" in found["encode old"].change
+    assert "its subject is 'triptych.elsewhere.encode.x'" in found["encode foreign"].says
+    assert f"delete the key '/triptych/{topology.namespace}/encode/foreign'" in found["encode foreign"].change
+    assert found["encode \\x1b[2J"].level == "warn"
     assert found["encode"].level == "ok"
+
+
+async def test_another_model(topology: Topology, running: AsyncExitStack) -> None:
+    mine = topology.model_copy(update={"model": topology.model.model_copy(update={"name": "mine"})})
+    found = [each for each in await check_deployment(mine) if each.level != "ok"]
+    assert [each.level for each in found] == ["warn"] * len(ROLES)
+    assert "serves model 'tiny-vl': those that serve 'mine' skip it" in found[0].says
 
 
 async def test_no_servers() -> None:

@@ -39,7 +39,9 @@ def test_a_whole_one(folder: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert check(tmp_path / "none").level == "warn"
+    found = check(tmp_path / "none")
+    assert found.level == "fail"
+    assert "no name of a model at the hub" in found.says
 
 
 BREAKS: dict[str, Callable[[Path], object]] = {

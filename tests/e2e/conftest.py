@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
-import msgspec
 import openai
 import pytest
 import pytest_asyncio
@@ -33,6 +32,7 @@ from components.protocol import (
     StatusRequest,
     Tokens,
 )
+from components.runtime.directory import directory
 from tests.model import MODEL
 from tests.waiting import until
 
@@ -141,13 +141,12 @@ class Inside:
 
 
 @asynccontextmanager
-async def join(stack: Stack) -> AsyncIterator[Inside]:
+async def join(stack: Stack, model: str = "tiny-vl") -> AsyncIterator[Inside]:
     bus = await Bus.connect([stack.nats], name="test", version=VERSION)
     registry = await Registry.connect([stack.etcd], "default")
     try:
         async with Connector() as connector:
-            decode = msgspec.json.Decoder(Instance).decode
-            views = {role: await registry.watch(role, decode) for role in ROLES}
+            views = {role: await registry.watch(role, directory("default", role, model)) for role in ROLES}
             yield Inside(bus, registry, connector, await connector.create_pool(1 << 25), views)
     finally:
         await registry.close()

@@ -113,7 +113,7 @@ async def test_a_url_that_never_answers(http: httpx.AsyncClient, web: WebServer)
     web.pages["/never"] = say_nothing
     response = await post(http, url(web.url("/never")))
     silent.set()
-    assert response.status_code == 422
+    assert response.status_code == 400
     error = response.json()["error"]
     assert error["code"] == "image_unreachable" and "did not answer" in error["message"]
 
@@ -121,7 +121,7 @@ async def test_a_url_that_never_answers(http: httpx.AsyncClient, web: WebServer)
 async def test_a_url_of_nothing(http: httpx.AsyncClient, web: WebServer) -> None:
     address = web.serve("/gone", b"gone", status="404 Not Found")
     response = await post(http, url(address))
-    assert response.status_code == 422
+    assert response.status_code == 400
     assert response.json()["error"]["code"] == "image_unreachable"
 
 

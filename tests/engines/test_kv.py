@@ -103,6 +103,20 @@ async def test_a_waiter_cancelled_in_the_moment_it_is_served_gives_back() -> Non
     assert pool.used == 0
 
 
+async def test_a_waiter_cancelled_just_before_its_turn_is_cancelled_and_no_more() -> None:
+    pool = make_pool(10)
+    first = await pool.acquire(10)
+    waiting = asyncio.create_task(pool.acquire(4))
+    behind = asyncio.create_task(pool.acquire(10))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    pool.release(first)  # Serves who stands behind, before the one who was cancelled runs again.
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    pool.release(await behind)
+    assert pool.used == 0
+
+
 async def test_more_than_there_ever_is_is_refused_at_once() -> None:
     with pytest.raises(EngineError) as refused:
         await make_pool(10).acquire(11)

@@ -3,114 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import pytest_asyncio
-import torch
-from PIL import Image
 
 from benchmarks.reference import Reference
-from components.engines.base import EngineError, FirstToken, ImageRows, Prompt, Reservation
-from components.engines.transformers.checkpoint import Checkpoint
-from components.engines.transformers.decode import TransformersDecodeEngine
-from components.engines.transformers.encode import TransformersEncodeEngine
-from components.engines.transformers.prefill import TransformersPrefillEngine
-from components.media import content_hash
-from components.nixl_connect import Connector, Pool
+from components.aio import child
+from components.engines.base import EngineError, Prompt
 from components.protocol import Sampling
+from tests.engines.pair import TOKENS, Engines, ask, greedy, picture, running_engines, slow
 from tests.model import MODEL
 from tests.waiting import until
-
-TOKENS = 24
-
-
-@dataclass
-class Engines:
-    """The three engines, each half of the data plane with an agent of its own, as in three processes."""
-
-    encode: TransformersEncodeEngine
-    prefill: TransformersPrefillEngine
-    decode: TransformersDecodeEngine
-    pool: Pool
-    connectors: tuple[Connector, Connector]
-
-    def embed(self, pictures: list[bytes]) -> tuple[ImageRows, ...]:
-        images = [self.encode.prepare(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
-        slots = [self.pool.allocate(image.tokens * self.encode.format.row_bytes) for image in images]
-        if images:
-            self.encode.encode(images, slots)
-        return tuple(
-            ImageRows(image.grid, image.tokens, content_hash(data), slot)
-            for data, slot, image in zip(pictures, slots, images, strict=True)
-        )
-
-    async def first(
-        self, token_ids: list[int], pictures: list[bytes], sampling: Sampling
-    ) -> tuple[Reservation, FirstToken, int]:
-        rows = self.embed(pictures)
-        try:
-            expanded = self.prefill.expand(token_ids, [image.tokens for image in rows])
-            reservation = await self.decode.reserve(len(expanded), sampling, b"")
-
-            async def target() -> bytes:
-                return reservation.target
-
-            try:
-                first = await self.prefill.prefill(Prompt(expanded, rows, sampling), target())
-            except BaseException:
-                reservation.release()
-                raise
-        finally:
-            for image in rows:
-                image.slot.release()
-        return reservation, first, len(expanded)
-
-    async def answer(self, token_ids: list[int], pictures: list[bytes], sampling: Sampling) -> list[int]:
-        reservation, first, _ = await self.first(token_ids, pictures, sampling)
-        tokens: list[int] = []
-        stream = self.decode.generate(reservation, first.token, first.next_position, sampling, first.handover)
-        async with aclosing(stream):
-            async for new in stream:
-                tokens += new
-        reservation.release()
-        return tokens
-
-    def held(self) -> dict[str, int]:
-        """Everything that must be zero when nobody asks for anything."""
-        counters = [connector.counters() for connector in self.connectors]
-        return {
-            "prefill KV": self.prefill.pool.used,
-            "decode KV": self.decode.pool.used,
-            "pool": self.pool.used,
-            **{
-                name: sum(getattr(each, name) for each in counters)
-                for name in ("leases", "handles", "in_flight", "quarantined")
-            },
-        }
-
-    async def idle(self) -> None:
-        """Wait until all memory is back and nothing is exposed or in flight."""
-        await until(lambda: not any(self.held().values()), self.held)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engines() -> AsyncIterator[Engines]:
-    torch.set_num_threads(1)
-    checkpoint = Checkpoint.open(str(MODEL))
-    async with Connector() as near, Connector() as far:
-        prefill = TransformersPrefillEngine(checkpoint, near, kv_tokens=4096, max_batch_tokens=2048, deadline=20)
-        decode = TransformersDecodeEngine(checkpoint, far, kv_tokens=4096, block_tokens=16, max_batch=8, lease=20)
-        await prefill.start()
-        await decode.start()
-        pool = await near.create_pool(1 << 24)
-        yield Engines(TransformersEncodeEngine(checkpoint), prefill, decode, pool, (near, far))
-        await prefill.close()
-        await decode.close()
+    async with running_engines() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -118,22 +30,6 @@ def reference() -> Reference:
     return Reference(str(MODEL), threads=1)
 
 
-def picture(seed: int, size: tuple[int, int] = (224, 224)) -> bytes:
-    blocks = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()
-
-
-def ask(reference: Reference, text: str, pictures: int) -> tuple[list[dict[str, object]], list[int]]:
-    """A user's turn and its token ids, one placeholder a picture."""
-    parts = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
-    messages: list[dict[str, object]] = [{"role": "user", "content": parts}]
-    prompt = reference.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return messages, reference.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-
-
-greedy = Sampling(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
 CASES = [("Hello there!", ()), ("What is it? " * 30, ()), ("What do you see?", (1,)), ("Compare.", (2, 3, 4))]
 
 
@@ -227,16 +123,62 @@ async def test_a_cancelled_prefill_gives_everything_back(engines: Engines, refer
     await engines.idle()
 
 
+SHORT = 0.1
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_transfers_deadline_does_not_run_while_a_prompt_computes_or_waits(
+    engines: Engines, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.prefill, "_deadline", SHORT)
+    monkeypatch.setattr(engines.decode, "_deadline", SHORT)
+    prompts = [ask(reference, text, 0) for text in ("Hello there!", "And you?")]
+    expected = [reference.chat(messages, [], TOKENS).token_ids for messages, _ in prompts]
+    with slow(engines) as (there, go):
+        computing = asyncio.create_task(engines.answer(prompts[0][1], [], greedy))
+        await until(there.is_set, lambda: computing)
+        waiting = asyncio.create_task(engines.answer(prompts[1][1], [], greedy))
+        await asyncio.sleep(5 * SHORT)
+        go.set()
+        assert [await computing, await waiting] == expected
+    await engines.idle()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_bytes_that_do_not_arrive_in_time_are_a_failed_transfer(
+    engines: Engines, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.prefill, "_deadline", SHORT)
+    _, ids = ask(reference, "Hello there!", 0)
+    reservation = await engines.decode.reserve(len(ids), greedy, b"", 60)
+
+    async def target() -> bytes:
+        return reservation.target
+
+    go = threading.Event()
+    # The decode worker's data plane stands still.
+    engines.connectors[1]._do(lambda _: go.wait(30) and None, lambda _: None)
+    try:
+        with pytest.raises(EngineError, match="after the last layer") as failed:
+            writing = engines.prefill.prefill(Prompt(tuple(ids), (), greedy), child(target()), 60)
+            await asyncio.wait_for(writing, 20)
+        assert failed.value.code == "transfer_failed" and failed.value.retryable
+    finally:
+        go.set()
+    reservation.release()
+    await engines.idle()
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_target_of_another_layout_is_refused(engines: Engines, reference: Reference) -> None:
     _, ids = ask(reference, "What do you see?", 0)
-    reservation = await engines.decode.reserve(len(ids) + 1, greedy, b"")
+    reservation = await engines.decode.reserve(len(ids) + 1, greedy, b"", 60)
 
     async def target() -> bytes:
         return reservation.target
 
     with pytest.raises(EngineError) as refused:
-        await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target())
+        await engines.prefill.prefill(Prompt(tuple(ids), (), greedy), child(target()), 60)
     assert refused.value.code == "transfer_failed"
     reservation.release()
 
@@ -250,7 +192,7 @@ async def test_a_prefill_cancelled_while_it_fails_gives_everything_back(engines:
         raise EngineError("peer_lost", "the decode worker died", retryable=True)
 
     for steps in range(1, 13):
-        task = asyncio.create_task(engines.prefill.prefill(Prompt(tuple(ids), (), greedy), target()))
+        task = asyncio.create_task(engines.prefill.prefill(Prompt(tuple(ids), (), greedy), child(target()), 60))
         for _ in range(steps):
             await asyncio.sleep(0)
         for _ in range(2):

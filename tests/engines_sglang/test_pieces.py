@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,6 +17,7 @@ import msgspec
 import pytest
 import torch
 
+from components import background
 from components.config import ConfigError, load
 from components.config.topology import REPOSITORY
 from components.engines.base import EngineError, Grid, ImageInfo, ImageRows, Prompt
@@ -22,6 +25,7 @@ from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
 from components.engines.sglang.decode import RoomReservation, SGLangDecodeEngine
 from components.engines.sglang.encode import encoder_module
+from components.engines.sglang.host import EngineHost
 from components.engines.sglang.prefill import SGLangPrefillEngine
 from components.engines.sglang.request import (
     Source,
@@ -41,6 +45,7 @@ from components.nixl_connect import InvalidBuffer, Slot
 from components.protocol import Embedding, Sampling
 from tests.engines_sglang.releases import names
 from tests.model import MODEL
+from tests.waiting import until
 from workers.prefill.images import ImageReader
 
 
@@ -82,8 +87,8 @@ async def test_a_salt_parts_the_prefix_caches_of_both_halves() -> None:
         for salt in ("", "ann", "bob"):
             host.asked.clear()
             expanded = prefill.expand(ids, [each.tokens for each in images])
-            await prefill.prefill(Prompt(expanded, images, sampling, salt), target)
-            await decode.reserve(len(expanded), sampling, prefill.source(ids, images, salt))
+            await prefill.prefill(Prompt(expanded, images, sampling, salt), target, 60)
+            await decode.reserve(len(expanded), sampling, prefill.source(ids, images, salt), 60)
             assert [asked["extra_key"] for asked in host.asked] == [salt or None] * 2
             assert host.asked[0]["input_ids"] == host.asked[1]["input_ids"]
             hashes = [[item["hash"] for item in asked["image_data"] or []] for asked in host.asked]
@@ -191,11 +196,11 @@ def test_the_bootstrap_port_of_the_topology_is_the_one_that_decode_is_told() -> 
         Arguments.for_prefill(checkpoint, load(None, ["engine=sglang", f'prefill.engine_arguments={{"{name}": "x"}}']))
 
 
-def test_time_outs_are_the_lease_and_a_crash_is_not_waited_for() -> None:
-    topology = load(None, ["engine=sglang", "transfer.lease_seconds=20"])
+def test_time_outs_cover_what_they_name_and_a_crash_is_not_waited_for() -> None:
+    topology = load(None, ["engine=sglang", "transfer.lease_seconds=20", "frontend.request_timeout_seconds=90"])
     environment = Arguments.for_decode(Checkpoint.open(str(MODEL), device="cpu"), topology).environment
     assert environment["SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT"] == "20"
-    assert environment["SGLANG_DISAGGREGATION_WAITING_TIMEOUT"] == "20"
+    assert environment["SGLANG_DISAGGREGATION_WAITING_TIMEOUT"] == "90"
     assert environment["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == environment["SGLANG_PYSPY_DUMP_BEFORE_CRASH"] == "0"
 
 
@@ -237,7 +242,7 @@ async def test_rows_that_do_not_fit_the_prompt_never_reach_the_engine(
     target: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
     target.set_result(write_room(7))
     with pytest.raises(EngineError) as refused:
-        await engine.prefill(prompt, target)
+        await engine.prefill(prompt, target, 60)
     assert refused.value.code == code
     assert engine.held() == {"engine requests": 0}
     if code == "transfer_failed":  # known before a byte has moved
@@ -288,7 +293,7 @@ async def test_a_prompt_that_prefill_and_decode_count_differently_is_refused() -
     placeholder = int(checkpoint.config.image_token_id)
     source = msgspec.msgpack.encode(Source("127.0.0.1", 8998, [1, placeholder], [(1, 4, 4)], 7, ""))
     with pytest.raises(EngineError) as refused:
-        await engine.reserve(6, Sampling(max_tokens=4), source)  # it is five: one, and four rows
+        await engine.reserve(6, Sampling(max_tokens=4), source, 60)  # it is five: one, and four rows
     assert refused.value.code == "transfer_failed"
     assert engine.held() == {"KV tokens": 0, "engine requests": 0}
 
@@ -440,3 +445,55 @@ async def test_a_dead_engine_ends_the_stream_at_once(engine_loop: asyncio.Abstra
         assert ended.value.code == "unavailable"
     with suppress(EngineError):
         await stream.close()
+
+
+class Answering(Engine):
+    """Answers a probe; any other request waits for its abort."""
+
+    async def submit(self, *, rid: str, stream: bool, **request: Any) -> AsyncIterator[dict[str, Any]]:
+        if request.get("probe"):
+            yield {"output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
+        else:
+            async for chunk in super().submit(rid=rid, stream=stream, **request):
+                yield chunk
+
+    def shutdown(self) -> None: ...
+
+
+async def started_host(monkeypatch: pytest.MonkeyPatch) -> EngineHost:
+    host = EngineHost(Arguments({}, {}, {}))
+
+    async def launch() -> None:
+        cast(Any, host)._engine = Answering(chunks=0)
+
+    monkeypatch.setattr(host, "_launch", launch)
+    await host.start({"probe": True})
+    return host
+
+
+def sys_exit() -> None:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize("what", ["SGLang's thread", "a process of the SGLang engine"])
+async def test_an_engine_that_died_ends_its_requests_and_the_process(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    host = await started_host(monkeypatch)
+    with background.ends_process(heard.append):
+        async with AsyncExitStack() as stack:
+            streams = [await stack.enter_async_context(host.open({})) for _ in range(2)]
+            if what == "SGLang's thread":
+                host._loop.call_soon_threadsafe(sys_exit)
+            else:
+                os.kill(os.getpid(), signal.SIGQUIT)
+            for stream in streams:
+                with pytest.raises(EngineError) as failed:
+                    await asyncio.wait_for(stream.ended(), 10)
+                assert failed.value.code == "unavailable" and failed.value.retryable
+        with pytest.raises(EngineError):
+            await stack.enter_async_context(host.open({}))
+        await until(lambda: heard == [f"{what} ended unexpectedly"], lambda: heard)
+        assert host.requests == 0
+        await asyncio.wait_for(host.close(), 10)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -17,10 +16,13 @@ from tensorrt_llm import contract_model
 from tensorrt_llm._torch.shared_tensor import shared_tensor
 from tensorrt_llm.executor import CppExecutorError, RequestError
 
+from components import background
+from components.aio import child
 from components.engines.base import EngineError, FirstToken, ImageRows, Prompt
 from components.engines.trtllm.decode import TrtllmDecodeEngine
 from components.engines.trtllm.encode import TrtllmEncodeEngine
 from components.engines.trtllm.handover import Handover
+from components.engines.trtllm.llm import Health
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.prefill import TrtllmPrefillEngine
 from components.media import content_hash
@@ -56,10 +58,10 @@ class Engines:
 
     async def first(self, text: str, rows: tuple[ImageRows, ...], sampling: Sampling = SAMPLING) -> FirstToken:
         ids = self.prefill.expand(self.ids(text, len(rows)), [image.tokens for image in rows])
-        return await self.prefill.prefill(Prompt(ids, rows, sampling), _target())
+        return await self.prefill.prefill(Prompt(ids, rows, sampling), child(_target()), 60)
 
     async def rest(self, first: FirstToken, sampling: Sampling = SAMPLING) -> list[int]:
-        reservation = await self.decode.reserve(0, sampling, b"")
+        reservation = await self.decode.reserve(0, sampling, b"", 60)
         stream = self.decode.generate(reservation, first.token, first.next_position, sampling, first.handover)
         return [token async for tokens in stream for token in tokens]
 
@@ -107,17 +109,17 @@ async def engines(
 
 
 @pytest.fixture(autouse=True)
-def signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the adapter sent to its own process, which here is pytest's."""
-    sent: list[int] = []
-    monkeypatch.setattr("components.engines.trtllm.llm.os.kill", lambda pid, number: sent.append(number))
-    return sent
+def heard() -> Iterator[list[str]]:
+    """What would end the process, which here is pytest's."""
+    reasons: list[str] = []
+    with background.ends_process(reasons.append):
+        yield reasons
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
-async def nothing_is_left(engines: Engines, signals: list[int]) -> AsyncIterator[None]:
+async def nothing_is_left(engines: Engines, heard: list[str]) -> AsyncIterator[None]:
     yield
-    assert signals == []
+    assert heard == []
     await until(lambda: not any({**engines.decode.held(), **engines.prefill.held()}.values()), engines.decode.held)
     assert engines.pool.used == 0
     # A handle that nobody takes keeps its memory for ever.
@@ -141,7 +143,7 @@ async def test_another_picture_is_another_answer(engines: Engines) -> None:
 async def test_a_salt_reaches_both_engines(engines: Engines, salt: str) -> None:
     contract_model.salts.clear()
     ids = engines.prefill.expand(engines.ids("What?", 0), [])
-    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), _target())
+    first = await engines.prefill.prefill(Prompt(ids, (), SAMPLING, salt), child(_target()), 60)
     assert await engines.rest(first) == engines.expected("What?", [])
     assert contract_model.salts == [salt or None] * 2
 
@@ -199,7 +201,7 @@ async def test_a_reader_that_leaves_later_ends_the_request(engines: Engines, mon
     long = Sampling(max_tokens=10_000)
     first = await engines.first("Hello", (), long)
     stream = engines.decode.generate(
-        await engines.decode.reserve(0, long, b""), first.token, first.next_position, long, first.handover
+        await engines.decode.reserve(0, long, b"", 60), first.token, first.next_position, long, first.handover
     )
     async with aclosing(stream):
         assert [first.token] == await anext(stream)
@@ -227,15 +229,23 @@ async def test_a_transfer_that_fails_is_another_workers_chance(
     assert failed.value.retryable
 
 
-async def test_an_engine_that_died_ends_its_process(
-    engines: Engines, signals: list[int], monkeypatch: pytest.MonkeyPatch
+async def test_an_engine_that_died_ends_its_process_once(
+    engines: Engines, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """However many requests are in flight; and it is asked nothing any more."""
+    monkeypatch.setattr(engines.decode, "_health", Health())  # The engine here lives on.
     monkeypatch.setattr(contract_model, "transfer_fails", CppExecutorError("gone"))
-    with pytest.raises(EngineError) as failed:
+    answers = [engines.answer(text, []) for text in ("Hello", "Hello again")]
+    for failed in await asyncio.gather(*answers, return_exceptions=True):
+        assert isinstance(failed, EngineError)
+        assert failed.code == "unavailable" and failed.retryable
+    assert heard == ["TensorRT-LLM's engine ended unexpectedly"]
+    monkeypatch.setattr(contract_model, "transfer_fails", None)
+    with pytest.raises(EngineError) as refused:
         await engines.answer("Hello", [])
-    assert failed.value.retryable
-    assert signals == [signal.SIGTERM]
-    signals.clear()
+    assert refused.value.code == "unavailable"
+    assert len(heard) == 1
+    heard.clear()
 
 
 async def test_a_kv_that_is_not_of_this_prompt_is_refused(engines: Engines) -> None:
@@ -259,8 +269,8 @@ async def test_tokens_that_are_no_text_are_refused_with_pictures_only(engines: E
     half = engines.model.tokenizer.encode("你").ids[:1]
     ids = engines.prefill.expand(engines.ids("", 1) + half, [rows[0].tokens])
     with pytest.raises(EngineError, match="as text"):
-        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), _target())
-    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), _target())
+        await engines.prefill.prefill(Prompt(ids, rows, SAMPLING), child(_target()), 60)
+    await engines.prefill.prefill(Prompt(tuple(half), (), SAMPLING), child(_target()), 60)
     rows[0].slot.release()
 
 

@@ -46,7 +46,7 @@ async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest_asyncio.fixture
 async def inside(stack: Stack) -> AsyncIterator[Inside]:
-    async with join(stack) as seat:
+    async with join(stack, "qwen") as seat:
         yield seat
 
 

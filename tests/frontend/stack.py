@@ -113,7 +113,7 @@ class Stack:
         stack = self.panels[role] = AsyncExitStack()
         panel = await stack.enter_async_context(Panel.open(role, self.topology))
         operations = {"generate": operation(GenerateRequest, self.decoder.generate)} if role == "decode" else {}
-        await panel.serve(operations, model=MODEL)
+        await panel.serve(operations)
 
     async def stop(self, role: Role) -> None:
         await self.panels.pop(role).aclose()

@@ -140,6 +140,10 @@ async def test_sampling_parameters(stack: Stack) -> None:
     assert (await sampled(max_tokens=room)).max_tokens == room
     over = await stack.http.post("/v1/chat/completions", json=body("Hi", max_tokens=room + 1))
     assert (over.status_code, over.json()["error"]["code"]) == (400, "context_length_exceeded")
+    too_many = await stack.http.post("/v1/chat/completions", json=body("Hi", max_tokens=513))
+    error = too_many.json()["error"]
+    assert (too_many.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
+    assert error["message"].startswith("This model's maximum context length is 512 tokens. However, you requested 513")
 
 
 async def test_length_is_the_finish_reason(stack: Stack) -> None:
@@ -325,7 +329,7 @@ async def test_a_request_that_kills_every_worker_ends(stack: Stack) -> None:
         ("context_length_exceeded", 400),
         ("image_undecodable", 400),
         ("image_too_large", 400),
-        ("image_unreachable", 422),
+        ("image_unreachable", 400),
         ("overloaded", 429),
         ("unavailable", 503),
         ("peer_lost", 503),
@@ -421,7 +425,7 @@ async def test_which_picture_was_wrong(stack: Stack) -> None:
     image = part("https://example.invalid/")
     for content, place in (([image, "x", image], "messages.0.content.2"), (["x", image], "messages.0.content.1")):
         response = await stack.http.post("/v1/chat/completions", json=body(*content))
-        assert (response.status_code, response.json()["error"]["param"]) == (422, place)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, place)
 
 
 async def test_official_client_sees_typed_errors(stack: Stack) -> None:

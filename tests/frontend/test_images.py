@@ -15,6 +15,7 @@ from components.protocol import BufferImage, UrlImage
 from components.telemetry.trace import Trace
 from frontend.errors import ApiError
 from frontend.images import ImageShelf
+from frontend.payloads import Payload
 from frontend.validate import ImageReference
 from tests.servers import until
 
@@ -30,7 +31,8 @@ async def shelf() -> AsyncIterator[ImageShelf]:
 
 
 def reference(data: bytes, place: int = 0) -> ImageReference:
-    return ImageReference(f"data:image/png;base64,{base64.b64encode(data).decode()}", f"messages.0.content.{place}")
+    written = base64.b64encode(data)
+    return ImageReference("data:image/png;base64,", f"messages.0.content.{place}", Payload(written, 0, len(written)))
 
 
 async def test_bytes_lie_in_the_pool_while_the_block_runs(shelf: ImageShelf) -> None:
@@ -68,7 +70,7 @@ async def test_when_one_of_several_does_not_fit_the_others_are_let_go(shelf: Ima
 async def test_memory_is_not_given_back_while_a_thread_writes_to_it(shelf: ImageShelf) -> None:
     working, go_on = threading.Event(), threading.Event()
 
-    def slow(*_: Any) -> None:
+    def slow(*_: Any, **__: Any) -> None:
         working.set()
         go_on.wait(20)
 

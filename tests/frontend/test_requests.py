@@ -16,17 +16,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from components.protocol import ChatRequest
-from frontend.api_types import SWITCHED_OFF
 from frontend.errors import ApiError
-from frontend.validate import chat_request, image_references, parse
+from frontend.fields import SWITCHED_OFF, WITHOUT_EFFECT
+from frontend.limits import Limits
+from frontend.payloads import lift
+from frontend.validate import Chat, chat_request, parse
 from tests.frontend.stack import MODEL, Stack
 from tests.frontend.test_chat import body, part, user
 from tests.media.pictures import encoded, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+LIMITS = Limits(messages=100, parts=100, images=4, body_bytes=100_000)
+JSON = {"content-type": "application/json"}
 PNG = encoded(picture())
 BASE64 = base64.b64encode(PNG).decode()
+
+
+def parsed(request_body: Any) -> Chat:
+    return parse(lift(json.dumps(request_body).encode(), LIMITS.body_bytes, LIMITS.strings), LIMITS)
 
 
 def with_message(**message: Any) -> dict[str, Any]:
@@ -49,9 +57,17 @@ def with_image(url: Any) -> dict[str, Any]:
         ({"model": 1, "messages": [user("Hi")]}, "model"),
         ({"model": MODEL, "messages": []}, "messages"),
         ({"model": MODEL, "messages": "Hi"}, "messages"),
-        (with_message(role="user"), "messages.0"),
+        (with_message(role="user"), "messages.0.content"),
         (with_message(role="tool", content="x"), "messages.0.role"),
         (with_message(role="user", content=None), "messages.0.content"),
+        (with_message(role="system"), "messages.0.content"),
+        (with_message(role="user", content="x", prefix=True), "messages.0.prefix"),
+        (with_message(role="user", content="x", weight=0), "messages.0.weight"),
+        (with_message(role="user", content=[{"type": "text", "text": "x", "lang": "en"}]), "messages.0.content.0.lang"),
+        (
+            with_message(role="user", content=[{"type": "image_url", "image_url": {"url": "https://x/", "fps": 1}}]),
+            "messages.0.content.0.image_url.fps",
+        ),
         (with_message(role="user", content=[{"type": "input_audio"}]), "messages.0.content.0.type"),
         (with_message(role="user", content=[{"text": "x"}]), "messages.0.content.0"),
         (
@@ -101,7 +117,8 @@ def with_image(url: Any) -> dict[str, Any]:
     ],
 )
 async def test_wrong_fields_are_named(stack: Stack, request_body: Any, param: str) -> None:
-    response = await stack.http.post("/v1/chat/completions", json=request_body)
+    content = json.dumps(request_body).encode()
+    response = await stack.http.post("/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_request")
@@ -119,7 +136,7 @@ async def test_wrong_fields_are_named(stack: Stack, request_body: Any, param: st
         ("data:image/svg+xml;utf8,<svg/>", "image_undecodable", "form"),
         (f"data:image/png;base64,{BASE64[:-1]}!", "image_undecodable", "base64"),
         (f"data:image/png;base64,{BASE64[:-3]}", "image_undecodable", "base64"),
-        (f"data:image/png;base64,{BASE64[:8]}\n{BASE64[8:]}", "image_undecodable", "base64"),
+        (f"data:image/png;base64,{BASE64[:8]}\\{BASE64[8:]}", "image_undecodable", "base64"),
         (f"data:image/png;base64,{BASE64[:8]}===={BASE64[8:]}", "image_undecodable", "base64"),
         ("data:image/png;base64,-_-_", "image_undecodable", "base64"),
         ("data:image/png;base64,ÄÄÄÄ", "image_undecodable", "base64"),
@@ -149,10 +166,12 @@ async def test_data_url_forms(stack: Stack) -> None:
         "DATA:IMAGE/PNG;BASE64,",
         "data:;base64,",
         "data:image/png;charset=x;base64,",
+        "data:image/png; base64,",
+        "data:image/png;base64,\n",
     ):
         response = await stack.http.post("/v1/chat/completions", json=with_image(head + BASE64))
         assert response.status_code == 200, response.text
-    assert stack.decoder.images == [PNG] * 4
+    assert stack.decoder.images == [PNG] * 6
 
 
 @pytest.mark.parametrize(
@@ -170,7 +189,7 @@ async def test_data_url_forms(stack: Stack) -> None:
     ],
 )
 async def test_what_is_not_json(stack: Stack, raw: bytes) -> None:
-    response = await stack.http.post("/v1/chat/completions", content=raw)
+    response = await stack.http.post("/v1/chat/completions", content=raw, headers=JSON)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["code"] == "invalid_request"
 
@@ -180,13 +199,95 @@ async def test_harmless_fields_are_accepted(stack: Stack) -> None:
         for value in (None, *values):
             response = await stack.http.post("/v1/chat/completions", json=body("Hi", **{name: value}))
             assert response.status_code == 200, response.text
-    extra = {"user": "ann", "metadata": {"a": 1}, "store": False, "service_tier": "auto", "frequency_penalty": 0.0}
+    extra = {name: {"a": [1, "x"]} for name in WITHOUT_EFFECT} | {"frequency_penalty": 0.0}
     assert (await stack.http.post("/v1/chat/completions", json=body("Hi", **extra))).status_code == 200
+
+
+# By the names that OpenAI, vLLM and SGLang give them, and one that nobody knows yet.
+MEANING = {
+    "structured_outputs": {"json": {"type": "object"}},
+    "guided_json": {"type": "object"},
+    "guided_regex": "[0-9]+",
+    "guided_choice": ["yes", "no"],
+    "guided_grammar": "root ::= x",
+    "guided_decoding_backend": "x",
+    "structural_tag": "x",
+    "regex": "[0-9]+",
+    "ebnf": "root ::= x",
+    "stop_token_ids": [1],
+    "stop_regex": "x",
+    "use_beam_search": True,
+    "best_of": 2,
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "add_special_tokens": True,
+    "chat_template": "x",
+    "chat_template_kwargs": {"enable_thinking": False},
+    "documents": [{"text": "x"}],
+    "truncate_prompt_tokens": 5,
+    "mm_processor_kwargs": {"max_pixels": 1},
+    "bad_words": ["Hello"],
+    "allowed_token_ids": [5],
+    "prompt_logprobs": 1,
+    "reasoning_effort": "high",
+    "verbosity": "low",
+    "web_search_options": {},
+    "length_penalty": 2.0,
+    "echo": True,
+    "logits_processors": ["x"],
+    "custom_logit_processor": "x",
+    "kv_transfer_params": {"a": 1},
+    "lora_path": "x",
+    "min_tokens": 3,
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "include_stop_str_in_output": True,
+    "no_stop_trim": True,
+    "return_token_ids": True,
+    "return_hidden_states": True,
+    "priority": 1,
+    "store": True,
+    "vllm_xargs": {"a": 1},
+    "a_field_of_next_year": 1,
+}
+
+
+@pytest.mark.parametrize("name", MEANING)
+async def test_what_changes_the_meaning_of_an_answer_is_refused_by_name(stack: Stack, name: str) -> None:
+    response = await stack.http.post("/v1/chat/completions", json=body("Hi", **{name: MEANING[name]}))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["param"], name in error["message"]) == (name, True)
+    assert stack.decoder.requests == []
+
+
+async def test_the_published_schema_says_what_is_refused(stack: Stack) -> None:
+    schemas = (await stack.http.get("/openapi.json")).json()["components"]["schemas"]
+    chat = schemas["ChatCompletionRequest"]
+    assert chat["additionalProperties"] is False
+    assert chat["properties"]["top_k"]["enum"] == [None, 0, -1]
+    assert set(SWITCHED_OFF) == {name for name, field in chat["properties"].items() if "enum" in field}
+    assert schemas["ChatMessage"]["properties"]["tool_calls"]["enum"] == [None, []]
+
+
+async def test_what_other_servers_put_into_answers_may_come_back(stack: Stack) -> None:
+    said = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [], "function_call": None}
+    messages = [
+        user("Hi"),
+        said,
+        {"role": "assistant"},
+        {"role": "assistant", "content": "x", "audio": None},
+        user("?"),
+    ]
+    response = await stack.http.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})
+    assert response.status_code == 200, response.text
+    prompt = stack.decoder.tokenizer.decode(list(stack.decoder.requests[0].token_ids), skip_special_tokens=False)
+    assert prompt.count("<|im_start|>assistant\n<|im_end|>\n") == 2
 
 
 async def test_a_salt_goes_on_to_the_processor() -> None:
     for salt, expected in ((None, ""), ("x" * 256, "x" * 256), ("é\0", "é\0")):
-        request = chat_request(parse(json.dumps(body("Hi", cache_salt=salt)).encode(), 4), [])
+        request = chat_request(parsed(body("Hi", cache_salt=salt)).request, [])
         assert request.cache_salt == expected
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=ChatRequest) == request
 
@@ -210,8 +311,8 @@ async def test_too_long_a_prompt(stack: Stack) -> None:
 
 async def test_more_text_than_the_bus_carries(stack: Stack) -> None:
     response = await stack.http.post("/v1/chat/completions", json=body("word " * 300_000))
-    assert response.status_code == 413
-    assert response.json()["error"]["code"] == "body_too_large"
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -224,7 +325,7 @@ async def test_a_body_over_the_limit(stack: Stack, chunked: bool, megabytes: int
             yield b" " * 100_000
 
     content = pieces() if chunked else b" " * (megabytes * 1_000_000)
-    response = await stack.http.post("/v1/chat/completions", content=content)
+    response = await stack.http.post("/v1/chat/completions", content=content, headers=JSON)
     assert response.status_code == 413
     assert response.json()["error"]["code"] == "body_too_large"
     assert (await stack.http.get("/health")).status_code == 200
@@ -238,7 +339,7 @@ async def test_a_body_without_end(stack: Stack, chunked: bool) -> None:
         while True:
             yield b" " * 100_000
 
-    headers = {} if chunked else {"content-length": "1000000000000"}
+    headers = JSON if chunked else {**JSON, "content-length": "1000000000000"}
     try:
         response = await stack.http.post("/v1/chat/completions", content=pieces(), headers=headers)
     except httpx2.NetworkError:
@@ -250,7 +351,8 @@ async def test_a_body_without_end(stack: Stack, chunked: bool) -> None:
 
 async def test_leaving_in_the_middle_of_a_body(stack: Stack) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.topology.frontend.port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: 1000\r\n\r\n{")
     await writer.drain()
     writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
     await reader.read()
@@ -296,7 +398,7 @@ async def test_metrics(stack: Stack) -> None:
 async def test_description_of_the_api(stack: Stack) -> None:
     document = (await stack.http.get("/openapi.json")).json()
     chat = document["paths"]["/v1/chat/completions"]["post"]
-    assert {"200", "400", "404", "413", "422", "429", "500", "503", "504"} <= set(chat["responses"])
+    assert {"200", "400", "404", "413", "415", "429", "500", "503", "504"} <= set(chat["responses"])
     schemas = document["components"]["schemas"]
 
     def references(node: Any) -> Iterator[str]:
@@ -367,12 +469,11 @@ _bodies = st.builds(
 async def test_any_body_is_accepted_or_refused_with_its_reason(request_body: Any) -> None:
     """The part that decides, alone, because it can do a thousand a second."""
     try:
-        request = parse(json.dumps(request_body).encode(), 4)
+        chat = parsed(request_body)
     except ApiError as error:
         assert error.status == 400
         return
-    references = image_references(request)
-    chat_request(request, [None] * len(references))  # type: ignore[list-item]
+    chat_request(chat.request, [None] * len(chat.images))  # type: ignore[list-item]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -394,5 +495,5 @@ async def test_no_bytes_make_a_server_error(stack: Stack, data: st.DataObject) -
     for _ in range(data.draw(st.integers(1, 5))):
         place = data.draw(st.integers(0, len(raw) - 1))
         raw[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
-    response = await stack.http.post("/v1/chat/completions", content=bytes(raw))
+    response = await stack.http.post("/v1/chat/completions", content=bytes(raw), headers=JSON)
     assert response.status_code < 500, response.text

@@ -24,14 +24,22 @@ def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
     """A PNG of about 100 KB (one bit a pixel, all the same) that unfolds to 900 million pixels."""
     rows = zlib.compressobj(9)
     row = bytes(1 + width // 8)
-    data = b"".join(rows.compress(row) for _ in range(height)) + rows.flush()
+    packed = b"".join(rows.compress(row) for _ in range(height)) + rows.flush()
+    return _png(width, height, 1, 0, (b"IDAT", packed))
+
+
+def png(depth: int, colour_type: int, samples: list[int], transparent: list[int] | None = None) -> bytes:
+    """A PNG of two pixels side by side from its ``samples`` of ``depth`` bits; ``transparent`` is one pixel of them."""
+    bits = "".join(f"{sample:0{depth}b}" for sample in samples)
+    row = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    chunks = [(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))] if transparent is not None else []
+    return _png(2, 1, depth, colour_type, *chunks, (b"IDAT", zlib.compress(b"\0" + row)))
+
+
+def _png(width: int, height: int, depth: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(kind, body)
-        for kind, body in (
-            (b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)),
-            (b"IDAT", data),
-            (b"IEND", b""),
-        )
+        _chunk(kind, body) for kind, body in ((b"IHDR", header), *chunks, (b"IEND", b""))
     )
 
 

@@ -12,12 +12,14 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class WebServer:
-    """``pages`` maps a path to the raw answer, or to a coroutine function that writes one."""
+    """``pages`` maps a path to the raw answer, or to a coroutine function that writes one; ``anything`` answers all
+    connections as soon as they bring a line, whatever it is."""
 
     port: int = 0
     pages: dict[str, bytes | Answer] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     connections: int = 0
+    anything: Answer | None = None
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -31,6 +33,9 @@ class WebServer:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         with suppress(asyncio.IncompleteReadError, ConnectionError):
+            if self.anything is not None:
+                await reader.read(1)
+                return await self.anything(writer)
             while True:
                 request = (await reader.readuntil(b"\r\n\r\n")).decode()
                 self.requests.append(request)

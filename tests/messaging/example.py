@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -55,6 +56,7 @@ class Example:
             "echo": operation(Ask, self.echo),
             "count": operation(Ask, self.count),
             "hang": operation(Ask, self.hang),
+            "block": operation(Ask, self.block),
             "fail": operation(Ask, self.fail),
             "refuse": operation(Ask, self.refuse),
             "inside": operation(Ask, self.echo, inner=True),
@@ -92,6 +94,12 @@ class Example:
         except asyncio.CancelledError:
             self.say("cancelled")
             raise
+        return Text(request.text)
+
+    async def block(self, request: Ask, context: Context) -> Text:
+        """Holds the event loop, not the interpreter, as a native library does."""
+        self.say("blocked")
+        time.sleep(request.seconds)  # noqa: ASYNC251 - that is what it is for
         return Text(request.text)
 
     async def fail(self, request: Ask, context: Context) -> Text:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from components.messaging import Bus, CallError, Context
-from components.messaging.links import BEAT, CALLER_BEATS
+from components.messaging import Bus, CallError, Context, heart
+from components.messaging.heart import BEAT
+from components.messaging.links import CALLEE_BEATS, CALLER_BEATS
 from components.messaging.wire import Wire
 from components.runtime.servers import NatsServer
 from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text, fresh_bus
@@ -35,8 +36,13 @@ async def callee(nats: NatsServer) -> AsyncIterator[Bus]:
         yield bus
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_callee_that_dies_or_freezes_is_noticed(nats: NatsServer, caller: Bus, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [(signal.SIGKILL, "nobody listens there"), (signal.SIGSTOP, "no sign of life for 6 beats (1.5 s)")],
+)
+async def test_a_callee_that_dies_or_freezes_is_noticed(
+    nats: NatsServer, caller: Bus, number: signal.Signals, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with process(MODULE, "callee", nats.url) as callee:
         assert await callee.line() == "ready"
         stream = caller.stream(SUBJECT, "count", ENDLESS, reply=Item, context=Context.new(30), stage="panel")
@@ -48,7 +54,68 @@ async def test_a_callee_that_dies_or_freezes_is_noticed(nats: NatsServer, caller
             async for _ in stream:
                 pass
         assert (caught.value.code, caught.value.stage, caught.value.retryable) == ("peer_lost", "panel", True)
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 2.0
+        assert why in caught.value.message
+        assert deaths(caplog) == [f"{SUBJECT} is dead: {caught.value.message.partition(': ')[2]}"]
+
+
+async def test_a_callee_whose_event_loop_is_busy_is_not_dead(
+    nats: NatsServer, caller: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with process(MODULE, "callee", nats.url) as callee:
+        assert await callee.line() == "ready"
+        stream = caller.stream(SUBJECT, "count", Ask(20, seconds=0.01), reply=Item, context=Context.new(30))
+        await anext(stream)
+        # Twice as long as silence is borne.
+        seconds = 2 * CALLEE_BEATS * BEAT
+        block = caller.call(SUBJECT, "block", Ask(1, seconds, "a"), reply=Text, context=Context.new(30))
+        assert await block == Text("a")
+        assert [item async for item in stream] == [Number(value) for value in range(1, 20)]
+        assert deaths(caplog) == []
+
+
+async def test_a_callee_whose_event_loop_hangs_for_good_is_dead(
+    nats: NatsServer, caller: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heart, "STUCK_BEATS", CALLEE_BEATS + 2)
+    async with process(MODULE, "callee", nats.url) as callee:
+        assert await callee.line() == "ready"
+        began = time.monotonic()
+        with pytest.raises(CallError) as caught:
+            await caller.call(SUBJECT, "block", Ask(1, 3600), reply=Text, context=Context.new(30))
+        assert (caught.value.code, caught.value.retryable) == ("peer_lost", True)
+        assert "event loop has stood still" in caught.value.message
+        assert (CALLEE_BEATS + 1) * BEAT < time.monotonic() - began < 10
+        assert len(deaths(caplog)) == 1
+
+
+async def test_a_nats_that_was_away_for_long_does_not_make_the_event_loops_look_stuck(
+    nats: NatsServer, caller: Bus, callee: Bus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heart, "STUCK_BEATS", 4)
+    example = Example()
+    await callee.serve(SUBJECT, stage=STAGE, operations=example.operations)
+    hanging = asyncio.create_task(caller.call(SUBJECT, "hang", Ask(1), reply=Text, context=Context.new(30)))
+    await until(lambda: example.events == ["begun"])
+    assert nats.pid is not None
+    os.kill(nats.pid, signal.SIGSTOP)
+    resumed = asyncio.Event()
+
+    def resume() -> None:
+        assert nats.pid is not None
+        os.kill(nats.pid, signal.SIGCONT)
+        resumed.set()
+
+    asyncio.get_running_loop().call_later(8 * BEAT, resume)
+    await resumed.wait()
+    await caller.call(SUBJECT, "echo", Ask(1), reply=Text, context=Context.new(5))
+    example.hold.set()
+    assert await hanging == Text("")
+    assert deaths(caplog) == []
+
+
+def deaths(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "is dead" in record.message and record.levelno > 20]
 
 
 async def test_a_callee_that_was_frozen_drops_the_calls_that_were_given_up(nats: NatsServer, caller: Bus) -> None:

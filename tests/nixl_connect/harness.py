@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -61,6 +62,32 @@ class Halt:
 
     def go(self) -> None:
         self._go.set()
+
+
+class ShiftedClock:
+    """Time as on another machine: the same seconds, counted from elsewhere. Stands in for the module ``time``."""
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead
+
+    def time(self) -> float:
+        return time.time() + self._ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+CLOCK = "TEST_CLOCK_AHEAD"
+"""Environment of a ``remote``: seconds that its clocks are ahead of the others'."""
+
+
+def _shift_clocks(ahead: float) -> None:
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{nc.__name__}.") and getattr(module, "time", None) is time:
+            module.time = ShiftedClock(ahead)  # type: ignore[attr-defined]
 
 
 class Commands:
@@ -248,6 +275,8 @@ def _synchronize(device: str) -> None:
 
 def _serve(pipe: Connection, name: str, pool_bytes: int, environment: dict[str, str], device: str | None) -> None:
     os.environ.update(environment)
+    if CLOCK in environment:
+        _shift_clocks(float(environment[CLOCK]))
     lock = threading.Lock()
 
     def say(what: Any) -> None:

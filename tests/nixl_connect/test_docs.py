@@ -298,7 +298,7 @@ class Machine:
             lambda: leases.cancel(key),
             lambda: leases.renew(key, 20.0),
             lambda: leases.close(),
-            lambda: leases.abandon(),
+            lambda: leases.abandon("the end"),
             lambda: self.clock.advance(5.0),
             lambda: self.clock.advance(12.0),
         ]
@@ -315,7 +315,7 @@ def record_of(kind: OperationKind) -> RdmaMetadata:
             "notification_key": "1" * 32,
             "descriptors": [memory | {"region": 0}],
             "regions": [memory | {"id": 0}],
-            "expires_at": 0.0,
+            "lease_until": 0.0,
         }
     ).sealed()
 

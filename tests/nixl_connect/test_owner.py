@@ -6,6 +6,9 @@ import asyncio
 import threading
 import time
 
+import pytest
+
+from components.nixl_connect import ConnectorClosed
 from components.nixl_connect.owner import OwnerThread
 
 from .harness import until
@@ -22,7 +25,7 @@ class Beats:
         self.polls += 1
         return False
 
-    def abandon(self) -> None: ...
+    def abandon(self, why: str) -> None: ...
 
     def patience(self) -> tuple[float, float]:
         return 1.0, self._pause
@@ -86,3 +89,48 @@ async def test_outcomes_of_one_turn_wake_the_loop_once() -> None:
     assert heard == [0, 1, 2, "later"]
     assert wakes == 2
     assert owner.join(5)
+
+
+async def test_what_a_task_raises_is_its_own() -> None:
+    """A task "must not raise": one that did ended the thread, and everything else waited for ever."""
+    owner = OwnerThread("beats", Beats(30.0))
+    failed: list[Exception] = []
+
+    def breaks() -> None:
+        raise KeyError("a defect")
+
+    assert owner.submit(breaks, failed.append) and owner.submit(breaks)
+    owner.submit(lambda: owner.after(breaks))
+    loop = asyncio.get_running_loop()
+    owner.submit(lambda: owner.deliver(loop, breaks))
+    with pytest.raises(KeyError):
+        await owner.call(breaks)
+    assert await owner.call(lambda: 1) == 1
+    assert [type(error) for error in failed] == [KeyError]
+    owner.stop()
+    assert owner.join(5) and owner.failure is None
+
+
+async def test_what_ends_the_thread_fails_what_was_handed_in() -> None:
+    told: list[str] = []
+    owner = OwnerThread("beats", Beats(30.0), lambda name, error: told.append(f"{name}: {error!r}"))
+    held, failed, begun = threading.Event(), list[Exception](), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        held.wait()
+        owner.at(0.0, ends)
+
+    def ends() -> None:
+        owner.submit(lambda: None, failed.append)
+        raise SystemExit("whatever it is")
+
+    owner.submit(hold)
+    begun.wait()
+    held.set()
+    assert owner.join(5)
+    assert told == ["nixl-beats: SystemExit('whatever it is')"]
+    assert [type(error) for error in failed] == [ConnectorClosed] and "whatever it is" in str(failed[0])
+    assert not owner.submit(lambda: None)
+    with pytest.raises(ConnectorClosed, match="whatever it is"):
+        await owner.call(lambda: None)

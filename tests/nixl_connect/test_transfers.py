@@ -16,7 +16,7 @@ from components.nixl_connect import Connector, Descriptor, OperationStatus, Rdma
 from components.nixl_connect.agent import Progress
 from components.nixl_connect.moves import Direct, Mover
 
-from .harness import Remote, at_rest, pattern, until
+from .harness import CLOCK, Remote, at_rest, pattern, remote, until
 
 SIZES = [1, 4097, 65536, 1 << 20, 8 << 20]
 
@@ -243,3 +243,49 @@ async def test_buffers_that_lie_side_by_side_go_as_one(
     await write([*parts[:4], Descriptor(apart), *parts[5:]], [*pieces[:4], apart, *pieces[5:]])
     assert spans.pop() == (3, 3)
     source.release()
+
+
+@pytest.mark.parametrize("ahead", ["the exposer", "the reader", "nobody"])
+async def test_clocks_of_two_machines_need_not_agree(ahead: str) -> None:
+    """The reader asked its own clock whether the exposer's lease went on. Ten minutes ahead, it posted no READ before
+    its grant; ten minutes behind, it read memory that had gone back to its owner."""
+    clocks = [{CLOCK: "600"} if ahead == who else {} for who in ("the exposer", "the reader")]
+    async with remote("exposer", env=clocks[0]) as exposer, remote("reader", env=clocks[1]) as reader:
+        first = await exposer.ask("expose", number=1, size=4096)
+        assert await reader.ask("read", number=1, record=first, seed=1)
+
+        live = await exposer.ask("expose", number=2, size=4096)
+        await exposer.halt_before("grant")
+        await reader.ask("begin_read", number=2, record=live, seed=2)
+        await exposer.until_halted()
+        async with asyncio.timeout(10):
+            while await reader.ask("touched", number=2) != [True]:  # read, and not granted
+                pass
+        assert await reader.ask("status", number=2) == "INITIALIZED"
+        await exposer.ask("go")
+        assert await reader.ask("wait", number=2) == "COMPLETE"
+
+        gone = await exposer.ask("expose", number=3, size=4096, lease=0.05)
+        with pytest.raises(nc.LeaseExpired):
+            await exposer.ask("wait", number=3)
+        await reader.halt_before("post")
+        await reader.ask("begin_read", number=3, record=gone, seed=3)
+        ended = reader.begin("wait", number=3)
+        await asyncio.wait([ended, reader.halted], timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert not reader.halted.done(), "it reads memory that is no longer lent"
+        with pytest.raises(nc.LeaseExpired):
+            await ended
+
+
+async def test_the_first_read_from_a_peer_waits_for_its_word(connector: Connector, other: Remote) -> None:
+    """Its clock is not known before."""
+    record = parse_record(await other.ask("expose", number=1, size=4096))
+    await other.halt_before("grant")
+    target = np.zeros(4096, np.uint8)
+    operation = await connector.begin_read(record, Descriptor(target))
+    await other.until_halted()
+    await connector.start()
+    assert not target.any() and operation.status is OperationStatus.INITIALIZED
+    await other.ask("go")
+    await operation.wait_for_completion()
+    assert np.array_equal(target, pattern(4096, 1))

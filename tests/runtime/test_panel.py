@@ -69,8 +69,10 @@ class Stage:
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def caller(self, role: Role = "encode") -> Peers:
-        panel = await self._stack.enter_async_context(Panel.open("decode", self._topology))
-        return await panel.peers(role)
+        return await (await self.panel()).peers(role)
+
+    async def panel(self, name: str | None = None) -> Panel:
+        return await self._stack.enter_async_context(Panel.open("decode", self._topology, name))
 
     async def start(self, name: str, limit: int | None = None) -> Worker:
         worker = self.workers[name] = Worker(name)
@@ -78,7 +80,7 @@ class Stage:
 
         async def run() -> None:
             async with Panel.open("encode", self._topology, name) as panel:
-                await panel.serve(worker.operations, capacity=2, limit=limit, model="m", revision="r", engine="e")
+                await panel.serve(worker.operations, capacity=2, limit=limit, revision="r", engine="e")
                 ready.set()
                 await panel.until_stopped()
 
@@ -109,7 +111,7 @@ async def test_an_instance_is_found_with_all_it_says_of_itself(stage: Stage) -> 
     await asyncio.wait_for(peers.until_ready(), 5)
     (instance,) = peers.instances
     assert (instance.role, instance.id, instance.subject) == ("encode", "a", f"triptych.{stage.namespace}.encode.a")
-    assert (instance.model, instance.revision, instance.engine, instance.capacity) == ("m", "r", "e", 2)
+    assert (instance.model, instance.revision, instance.engine, instance.capacity) == ("tiny-vl", "r", "e", 2)
     assert instance.pid == os.getpid()
     assert await ask(peers) == "a"
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from components.aio import to_the_end
+from components.aio import child, end, to_the_end
 from components.engines.base import DecodeEngine, Reservation
-from components.messaging import CallError
+from components.messaging import CallError, Context
 from components.protocol import ErrorCode, Sampling
 
 T = TypeVar("T")
@@ -21,12 +21,16 @@ T = TypeVar("T")
 class Attempt:
     """One try. The prefill worker asks for memory by ``id``; whatever it got goes back when the attempt is over.
 
+    The memory is exposed for as long as the request, whose ``context`` it is, may take: prefill may have to wait and to
+    compute for long, and whoever holds the attempt knows at once when prefill is gone.
+
     ``sampling.max_tokens`` is cut to what the context has room for once the prompt's length is known.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, context: Context) -> None:
         self.id = secrets.token_hex(12)
         self.sampling = sampling
+        self.context = context
         self.reserving: asyncio.Task[Reservation] | None = None
         self.reserved = asyncio.Event()
 
@@ -39,16 +43,14 @@ class Attempt:
     async def unless_lost(self, work: Coroutine[Any, Any, T]) -> T:
         """What ``work`` returns. Cancels it and raises EngineError when the engine gives up on the reservation first:
         prefill, which writes into it, would notice much later."""
-        working, watching = asyncio.create_task(work), asyncio.create_task(self._watch())
+        working, watching = child(work), child(self._watch())
         try:
             await asyncio.wait([working, watching], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 watching.result()
             return await working
         finally:
-            working.cancel()
-            watching.cancel()
-            await asyncio.gather(working, watching, return_exceptions=True)
+            await end(working, watching)
 
     async def _watch(self) -> None:
         await self.reserved.wait()
@@ -66,8 +68,8 @@ class Attempts:
         return len(self._open)
 
     @asynccontextmanager
-    async def open(self, sampling: Sampling) -> AsyncIterator[Attempt]:
-        attempt = Attempt(sampling)
+    async def open(self, sampling: Sampling, context: Context) -> AsyncIterator[Attempt]:
+        attempt = Attempt(sampling, context)
         self._open[attempt.id] = attempt
         try:
             yield attempt
@@ -85,7 +87,9 @@ class Attempts:
         # Only here is it known how much of the context the pictures have left for the answer.
         room = self._engine.max_context - prompt_tokens
         attempt.sampling = msgspec.structs.replace(attempt.sampling, max_tokens=min(attempt.sampling.max_tokens, room))
-        attempt.reserving = asyncio.create_task(self._engine.reserve(prompt_tokens, attempt.sampling, source))
+        if not (seconds := attempt.context.remaining()):
+            raise CallError(ErrorCode.DEADLINE_EXCEEDED, "the request's time is over")
+        attempt.reserving = child(self._engine.reserve(prompt_tokens, attempt.sampling, source, seconds))
         reservation = await attempt.reserving
         attempt.reserved.set()
         return reservation.target

@@ -9,8 +9,9 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
+from components.aio import on_thread
 from components.config import Topology
-from components.engines.base import DecodeEngine
+from components.engines.base import DecodeEngine, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -64,6 +65,7 @@ class DecodeService:
             raise CallError(ErrorCode.OVERLOADED, f"{self._requests} requests are in work here", retryable=True)
         with as_call_errors():
             self._engine.check(len(request.token_ids))
+            check_token_ids(request.token_ids, self._engine.vocabulary)
         self._requests += 1
         try:
             async with aclosing(self._generate(request, context)) as items:
@@ -114,7 +116,7 @@ class DecodeService:
 
         async def ask(prefiller: Instance) -> tuple[Attempt, Prefilled]:
             async with AsyncExitStack() as trying:
-                attempt = await trying.enter_async_context(self._attempts.open(request.sampling))
+                attempt = await trying.enter_async_context(self._attempts.open(request.sampling, context))
                 asked = PrefillRequest(
                     model=request.model,
                     token_ids=request.token_ids,
@@ -141,7 +143,8 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         Panel.open("decode", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        decode_engine = engine(topology).decode_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        decode_engine = await on_thread(lambda: engine(topology).decode_engine(topology, connector), "load")
         await decode_engine.start()
         service = DecodeService(
             topology.model.name,
@@ -157,7 +160,6 @@ async def run(topology: Topology, instance: str | None = None) -> None:
                 # A request that runs here needs it, also while this worker drains.
                 "reserve": operation(ReserveRequest, service.reserve, inner=True),
             },
-            model=topology.model.name,
             engine=topology.engine,
             capacity=topology.decode.max_batch,
             held=lambda: {**held(connector), **decode_engine.held(), "attempts": service.attempts},

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from components.engines.base import Grid
+from components import aio
+from components.engines.base import EngineError, Grid
+from components.media import MediaError
 from components.messaging import CallError
-from components.nixl_connect import Pool, PoolExhausted, Slot
+from components.nixl_connect import Pool, PoolExhausted, Slot, TransferError
 from components.protocol import ErrorCode
+
+log = logging.getLogger(__name__)
+
+_EXPECTED = (CallError, EngineError, MediaError, TransferError)
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,33 @@ class Entry:
     tokens: int
 
 
+@dataclass
+class _Making:
+    """An entry on its way. Its slot is held for those who wait until the last of them has taken it or has left."""
+
+    task: asyncio.Task[Entry]
+    waiting: int = 0
+    settled: bool = False
+
+
 class EmbeddingCache:
     """All of the pool is cache: what nobody reads gives way, the longest unused first.
 
     The cache holds one reference on each slot; whoever takes an entry holds another until ``Slot.release``.
+
+    An allocation that finds no room waits, and cannot wait for ever. Meanwhile the cache keeps nothing, so that every
+    slot belongs to a picture in the tower or to a reader, and becomes free by itself: the tower waits for no memory,
+    and a reader has the memory to read into before it asks (``workers/prefill/images.py``).
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, deadline: float) -> None:
+        """An allocation waits for ``deadline`` seconds at most."""
         self._pool = pool
+        self._deadline = deadline
         self._entries: OrderedDict[str, Entry] = OrderedDict()
-        self._making: dict[str, asyncio.Task[Entry]] = {}
+        self._making: dict[str, _Making] = {}
+        self._turn = asyncio.Lock()
+        self._short = False
         self.hits = 0
         self.misses = 0
 
@@ -54,24 +78,45 @@ class EmbeddingCache:
         if entry is not None:
             return entry, True
         self.misses += 1
-        task = self._making.get(hash)
-        if task is None:
-            task = asyncio.create_task(self._make(hash, make))
-            self._making[hash] = task
-        entry = await asyncio.shield(task)
-        entry.slot.retain()
-        return entry, False
+        making = self._making.get(hash)
+        if making is None:
+            making = self._making[hash] = _Making(aio.child(self._make(hash, make), name=f"make {hash[:8]}"))
+            making.task.add_done_callback(lambda _: self._made(making))
+        making.waiting += 1
+        try:
+            entry = await asyncio.shield(making.task)
+            entry.slot.retain()
+            return entry, False
+        finally:
+            making.waiting -= 1
+            self._settle(making)
 
-    def allocate(self, size: int) -> Slot:
-        """A slot of ``size`` bytes, at the cost of unused entries. Raises CallError ``overloaded``."""
-        while True:
+    async def allocate(self, size: int) -> Slot:
+        """A slot of ``size`` bytes, at the cost of unused entries; in the order of asking.
+
+        Raises CallError ``overloaded`` when there is none within the deadline.
+        """
+        if size > self._pool.size:
+            raise CallError(
+                ErrorCode.OVERLOADED, f"an embedding of {size} bytes; all embedding memory has {self._pool.size}"
+            )
+        async with self._turn:
+            while True:
+                try:
+                    return self._pool.allocate(size)
+                except PoolExhausted:
+                    if not self._evict():
+                        break
+            self._short = True
+            self._forget()
             try:
-                return self._pool.allocate(size)
+                return await self._pool.reserve(size, deadline=self._deadline)
             except PoolExhausted:
-                if not self._evict():
-                    raise CallError(
-                        ErrorCode.OVERLOADED, "all embedding memory is being read from", retryable=True
-                    ) from None
+                raise CallError(
+                    ErrorCode.OVERLOADED, "all embedding memory is being read from", retryable=True
+                ) from None
+            finally:
+                self._short = False
 
     @property
     def being_read(self) -> int:
@@ -79,17 +124,32 @@ class EmbeddingCache:
         return sum(entry.slot.holders > 1 for entry in self._entries.values()) + len(self._making)
 
     async def close(self) -> None:
-        await asyncio.gather(*self._making.values(), return_exceptions=True)
-        while self._entries:
-            self._entries.popitem()[1].slot.release()
+        await asyncio.gather(*(making.task for making in self._making.values()), return_exceptions=True)
+        self._forget()
 
     async def _make(self, hash: str, make: Callable[[], Awaitable[Entry]]) -> Entry:
         try:
             entry = await make()
-            self._entries[hash] = entry
+            if not self._short:
+                self._entries[hash] = entry
+                entry.slot.retain()
             return entry
         finally:
             del self._making[hash]
+
+    def _made(self, making: _Making) -> None:
+        error = None if making.task.cancelled() else making.task.exception()
+        if not making.waiting and error is not None and not isinstance(error, _EXPECTED):
+            log.error("a picture that nobody waits for could not be encoded", exc_info=error)
+        self._settle(making)
+
+    def _settle(self, making: _Making) -> None:
+        """Give back what was held for those who wait, when it is made and the last of them has gone."""
+        if making.waiting or not making.task.done() or making.settled:
+            return
+        making.settled = True
+        if not making.task.cancelled() and making.task.exception() is None:
+            making.task.result().slot.release()
 
     def _evict(self) -> bool:
         """Drop the longest unused entry that nobody reads; False when all are being read."""
@@ -99,3 +159,8 @@ class EmbeddingCache:
                 entry.slot.release()
                 return True
         return False
+
+    def _forget(self) -> None:
+        """Drop every entry; the memory of those being read comes back when that ends."""
+        while self._entries:
+            self._entries.popitem()[1].slot.release()

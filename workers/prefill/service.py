@@ -5,11 +5,9 @@ Answers ``prefill``; asks ``encode`` of encode workers and ``reserve`` of the de
 
 from __future__ import annotations
 
-import asyncio
-
-from components.aio import to_the_end
+from components import aio
 from components.config import Topology
-from components.engines.base import ImageInfo, PrefillEngine, Prompt
+from components.engines.base import PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
 from components.messaging import Bus, CallError, Context, operation
 from components.protocol import (
@@ -26,7 +24,7 @@ from components.runtime.connector import held, open_connector
 from components.runtime.failures import as_call_errors
 from components.runtime.hops import hops
 from components.telemetry.trace import Trace
-from workers.prefill.images import ImageReader, ReadImage
+from workers.prefill.images import ImageReader
 
 EMBEDDING_POOL_PROMPTS = 2
 """Embeddings of this many prompts of full length fit into the pool they are read into."""
@@ -42,30 +40,27 @@ class PrefillService:
     async def prefill(self, request: PrefillRequest, context: Context) -> Prefilled:
         if request.model != self._model:
             raise CallError(ErrorCode.MODEL_NOT_FOUND, f"this worker prefills for {self._model}")
+        with as_call_errors():
+            check_token_ids(request.token_ids, self._engine.vocabulary)
         trace = Trace("prefill")
-        answers = [asyncio.get_running_loop().create_future() for _ in request.images]
         asked = [
             EncodeRequest(model=self._model, image=image, cache_salt=request.cache_salt) for image in request.images
         ]
-        reads = [
-            asyncio.create_task(self._images.read(index, each, info, context))
-            for index, (each, info) in enumerate(zip(asked, answers, strict=True))
-        ]
-        try:
-            infos = await asyncio.gather(*map(_answered, answers, reads))
+        async with self._images.open(asked, context) as images:
+            infos = await images.infos()
             with as_call_errors():
                 token_ids = self._engine.expand(request.token_ids, [info.tokens for info in infos])
             self._check_length(len(token_ids))
             source = self._engine.source(request.token_ids, infos, request.cache_salt)
-            reserving = asyncio.create_task(self._reserve(request, len(token_ids), source, context))
+            read = await images.read()
+            rows = tuple(image.rows for image in read)
+            prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
+            reserving = aio.child(self._reserve(request, len(token_ids), source, context))
             try:
-                images = await asyncio.gather(*reads)
-                rows = tuple(image.rows for image in images)
-                prompt = Prompt(token_ids, rows, request.sampling, request.cache_salt)
                 with as_call_errors():
-                    first = await self._engine.prefill(prompt, reserving)
+                    first = await self._engine.prefill(prompt, reserving, context.remaining())
             finally:
-                reserving.cancel()
+                await aio.end(reserving)
             trace.add("compute", first.compute_seconds)
             trace.add("write KV", first.kv_seconds, bytes=first.kv_bytes, lane=first.lane)
             return Prefilled(
@@ -74,10 +69,8 @@ class PrefillService:
                 image_tokens=sum(info.tokens for info in infos),
                 next_position=first.next_position,
                 handover=first.handover,
-                hops=(*(hop for image in images for hop in image.hops), *hops(trace)),
+                hops=(*(hop for image in read for hop in image.hops), *hops(trace)),
             )
-        finally:
-            await to_the_end(_release(reads))
 
     def _check_length(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self._engine.max_context:
@@ -98,30 +91,14 @@ class PrefillService:
         return reservation.target
 
 
-async def _answered(info: asyncio.Future[ImageInfo], read: asyncio.Task[ReadImage]) -> ImageInfo:
-    """What a picture's encode worker answers, as soon as it does; raises what ``read`` raises when that comes first."""
-    either: list[asyncio.Future[ImageInfo] | asyncio.Task[ReadImage]] = [info, read]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not info.done():
-        read.result()
-    return await info
-
-
-async def _release(reads: list[asyncio.Task[ReadImage]]) -> None:
-    for read in reads:
-        read.cancel()
-    for outcome in await asyncio.gather(*reads, return_exceptions=True):
-        if isinstance(outcome, ReadImage):
-            outcome.rows.slot.release()
-
-
 async def run(topology: Topology, instance: str | None = None) -> None:
     """Serve until told to stop."""
     async with (
         Panel.open("prefill", topology, instance) as panel,
         open_connector(topology, panel.id) as connector,
     ):
-        prefill_engine = engine(topology).prefill_engine(topology, connector)
+        # On a thread, the imports too: a signal must end this process while it loads.
+        prefill_engine = await aio.on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
         await prefill_engine.start()
         format = prefill_engine.format
         size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes
@@ -130,14 +107,13 @@ async def run(topology: Topology, instance: str | None = None) -> None:
             panel.bus,
             connector,
             pool,
-            await panel.peers("encode"),
+            await panel.peers("encode", format.revision),
             format,
             deadline=topology.transfer.deadline_seconds,
         )
         service = PrefillService(topology.model.name, panel.bus, prefill_engine, images)
         await panel.serve(
             {"prefill": operation(PrefillRequest, service.prefill)},
-            model=topology.model.name,
             revision=format.revision,
             engine=topology.engine,
             held=lambda: {**held(connector), **prefill_engine.held(), "embedding bytes": pool.used},

@@ -131,15 +131,16 @@ def _host() -> str:
 
 def _environment(topology: Topology) -> dict[str, str]:
     transfer = topology.transfer
-    patience = str(math.ceil(transfer.lease_seconds))
-    chosen = {"UCX_TLS": transfer.ucx_tls, "UCX_NET_DEVICES": transfer.ucx_net_devices}
     return {
         "SGLANG_HOST_IP": _host(),
-        # 300 s by default, for which a request whose other half died holds its memory.
-        "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": patience,
-        "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": patience,
+        # Prefill waits for decode, which asks at once. 300 s by default, for which a request whose other half died
+        # holds its memory.
+        "SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT": str(math.ceil(transfer.lease_seconds)),
+        # Decode waits for prefill, which has to read pictures, to wait its turn and to compute first: that may take
+        # what the request may take. That prefill is gone our panel knows sooner, and aborts.
+        "SGLANG_DISAGGREGATION_WAITING_TIMEOUT": str(math.ceil(topology.frontend.request_timeout_seconds)),
         # An engine that crashes would wait a minute for a core dump, and its worker with it.
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
         "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
-        **{name: value for name, value in chosen.items() if value is not None},
+        **{f"UCX_{name}": value for name, value in topology.ucx.items()},
     }

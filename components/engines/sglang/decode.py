@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack
 
 import torch
 
-from components.engines.base import EngineError, Reservation
+from components import background
+from components.engines.base import EngineError, Reservation, check_token_ids
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.budget import Budget
 from components.engines.sglang.host import EngineHost
@@ -34,13 +35,14 @@ class RoomReservation:
 
     def release(self) -> None:
         if self._released is None:
-            self._released = asyncio.create_task(self._held.aclose())
+            self._released = background.task(self._held.aclose(), "release of a room")
 
 
 class SGLangDecodeEngine:
     def __init__(self, checkpoint: Checkpoint, arguments: Arguments, *, kv_tokens: int, max_batch: int) -> None:
         self.max_context = min(checkpoint.max_context, kv_tokens) - MARGIN
         self._image_token_id = int(checkpoint.config.image_token_id)
+        self.vocabulary = checkpoint.vocabulary
         self._merge = checkpoint.merge
         self._budget = Budget(kv_tokens, max_batch)
         self._host = EngineHost(arguments)
@@ -58,8 +60,9 @@ class SGLangDecodeEngine:
         if prompt_tokens >= self.max_context:
             raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         origin = read_source(source)
+        check_token_ids(origin.token_ids, self.vocabulary)  # SGLang's scheduler would die of another.
         counts = [rows(grid, self._merge) for grid in origin.grids]
         token_ids = expand(origin.token_ids, self._image_token_id, counts)
         if len(token_ids) != prompt_tokens:

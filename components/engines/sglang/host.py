@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,27 +13,25 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from components.aio import to_the_end
+from components import background
+from components.aio import child_on, to_the_end
 from components.engines.base import EngineError
 from components.engines.sglang.arguments import Arguments
 from components.engines.sglang.scheduler import run_scheduler
 from components.engines.sglang.stream import Stream
-
-log = logging.getLogger(__name__)
 
 
 class EngineHost:
     """One engine a process: its ``shutdown`` kills every child of the process, whoever started it.
 
     SGLang takes over the signals of the main thread, so it lives on another one. When one of its processes dies, SGLang
-    sends SIGQUIT to this one: then all requests fail, and this process sends itself SIGTERM, so that the worker leaves
-    discovery; ``close`` raises, so that it ends with an error and is started again.
+    sends SIGQUIT to this one: then, as when that thread ends, all requests fail and so does this process.
     """
 
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sglang", daemon=True)
+        self._thread: threading.Thread | None = None
         self._engine: Any = None
         self._streams: set[Stream] = set()
         self._dead = False
@@ -45,23 +44,30 @@ class EngineHost:
     async def start(self, probe: dict[str, Any]) -> None:
         """Returns when the model is loaded and has answered ``probe``. Raises RuntimeError when it cannot be loaded."""
         os.environ.update(self._arguments.environment)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, self._child_died)
-        self._thread.start()
-        # The launch takes half a minute; this loop goes on meanwhile.
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._launch(), self._loop))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGQUIT, self._child_died)
+        self._thread = background.thread(
+            self._loop.run_forever, "SGLang's thread", failed=lambda _: loop.call_soon_threadsafe(self._fail)
+        )
+        try:
+            # The launch takes half a minute; this loop goes on meanwhile.
+            await asyncio.wrap_future(child_on(self._loop, self._launch()))
+        except asyncio.CancelledError:
+            # Told to stop: the launch cannot be, and Python would wait for its children before it ends.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
         async with self.open(probe) as stream:
             async for _ in stream.outputs():
                 pass
 
     async def close(self) -> None:
-        """Raises RuntimeError when the engine died before."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        await asyncio.to_thread(self._thread.join)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
         asyncio.get_running_loop().remove_signal_handler(signal.SIGQUIT)
-        if self._dead:
-            raise RuntimeError("a process of the SGLang engine died")
 
     @asynccontextmanager
     async def open(self, request: dict[str, Any]) -> AsyncIterator[Stream]:
@@ -100,11 +106,12 @@ class EngineHost:
     def _child_died(self) -> None:
         if self._dead or self._engine is None:  # while it starts, the launch itself says so
             return
+        background.fail("a process of the SGLang engine", ChildProcessError("SGLang sent SIGQUIT"), self._fail)
+
+    def _fail(self, _: BaseException | None = None) -> None:
         self._dead = True
-        log.critical("a process of the SGLang engine died: this worker leaves")
         for stream in self._streams:
             stream.fail(_gone())
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import torch
@@ -25,6 +26,7 @@ class SGLangPrefillEngine:
         self.format = checkpoint.format
         self.image_token_id = int(checkpoint.config.image_token_id)
         self.max_context = min(checkpoint.max_context, kv_tokens) - MARGIN
+        self.vocabulary = checkpoint.vocabulary
         self._merge = checkpoint.merge
         self._dtype = checkpoint.dtype
         self._device = checkpoint.device
@@ -54,7 +56,7 @@ class SGLangPrefillEngine:
         number = content(self.format.revision, images)
         return msgspec.msgpack.encode(Source(host, port, list(token_ids), grids, number, cache_salt))
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
+    async def prefill(self, prompt: Prompt, target: asyncio.Future[bytes], seconds: float) -> FirstToken:
         room = read_room(await target)
         images = None
         if prompt.images:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from components.aio import child_on
 from components.engines.base import EngineError
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Stream:
         self._loop = asyncio.get_running_loop()
         self._outputs: asyncio.Queue[Output | None] = asyncio.Queue()
         self._end: asyncio.Future[BaseException | None] = self._loop.create_future()
-        self._pump = asyncio.run_coroutine_threadsafe(self._run(request), loop)
+        self._pump = child_on(loop, self._run(request))
         self._pump.add_done_callback(lambda pump: self._call(self._pumped, pump))
 
     async def outputs(self) -> AsyncGenerator[Output, None]:

@@ -49,7 +49,7 @@ def decode_engine(topology: Topology, connector: Connector) -> TransformersDecod
         kv_tokens=topology.decode.kv_tokens,
         block_tokens=topology.decode.block_tokens,
         max_batch=topology.decode.max_batch,
-        lease=topology.transfer.lease_seconds,
+        deadline=topology.transfer.deadline_seconds,
     )
 
 

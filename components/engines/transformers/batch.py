@@ -56,8 +56,8 @@ class Batch:
     def step(self, sequences: Sequence[Running]) -> list[int]:
         """The next token of each sequence, in order; their state moves on by one token."""
         if self._members != list(sequences):
-            self._members = list(sequences)
-            self._table = self._make_table()
+            # Both or none: a step that fails is taken again.
+            self._table, self._members = self._make_table(sequences), list(sequences)
         lengths = torch.tensor([sequence.length for sequence in sequences])
         longest = int(lengths.max()) + 1
         ids = torch.tensor([[sequence.token] for sequence in sequences], device=self._device)
@@ -80,11 +80,10 @@ class Batch:
             sequence.drawn += 1
         return tokens
 
-    def _make_table(self) -> torch.Tensor:
+    def _make_table(self, members: Sequence[Running]) -> torch.Tensor:
         # Padded with the sequence's own first row: it is masked, but a stranger's row might hold a NaN.
-        width = max(len(sequence.slots) for sequence in self._members)
+        width = max(len(sequence.slots) for sequence in members)
         rows = [
-            torch.cat([sequence.slots, sequence.slots[:1].expand(width - len(sequence.slots))])
-            for sequence in self._members
+            torch.cat([sequence.slots, sequence.slots[:1].expand(width - len(sequence.slots))]) for sequence in members
         ]
         return torch.stack(rows).to(self._device)

@@ -62,6 +62,11 @@ class Checkpoint:
         return int(self.config.vision_config.spatial_merge_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding table: token ids are below it."""
+        return int(self.config.text_config.vocab_size)
+
+    @property
     def format(self) -> EmbeddingFormat:
         width = int(self.config.vision_config.out_hidden_size)
         return EmbeddingFormat(

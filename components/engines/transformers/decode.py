@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import torch
 
-from components.aio import to_the_end
+from components import background
+from components.aio import on_thread, to_the_end
 from components.engines.base import EngineError, Reservation
 from components.engines.transformers.batch import Batch, Running
 from components.engines.transformers.checkpoint import Checkpoint
+from components.engines.transformers.compute import ComputeThread
 from components.engines.transformers.kv import KVPool, Run, head, slots
 from components.engines.transformers.sampling import Sampler
 from components.nixl_connect import Connector, Descriptor, TransferError, WritableOperation
@@ -21,21 +23,29 @@ from components.protocol import Sampling, context_exceeded
 class KVReservation:
     """KV memory of one request, exposed to be written by whoever holds ``target`` (an ``RdmaMetadata`` as JSON)."""
 
-    def __init__(self, pool: KVPool, runs: list[Run], prompt_tokens: int, operation: WritableOperation) -> None:
+    def __init__(
+        self,
+        pool: KVPool,
+        runs: list[Run],
+        prompt_tokens: int,
+        operation: WritableOperation,
+        thread: ComputeThread,
+    ) -> None:
         self.target = operation.metadata().model_dump_json().encode()
         self.prompt_tokens = prompt_tokens
         self.runs = runs
         self.operation = operation
         self._pool = pool
+        self._thread = thread
         self._released: asyncio.Task[None] | None = None
 
     async def watch(self) -> None:
-        pass  # Only prefill can fail here, and it says so itself.
+        await self._thread.death()  # A prefill that fails says so itself.
 
     def release(self) -> None:
         if self._released is None:
             self.operation.cancel()
-            self._released = asyncio.create_task(self._give_back())
+            self._released = background.task(self._give_back(), "release of KV memory")
 
     async def _give_back(self) -> None:
         # Not before the operation lets go: a late write must not land in the next request's KV.
@@ -54,12 +64,13 @@ class TransformersDecodeEngine:
         kv_tokens: int,
         block_tokens: int,
         max_batch: int,
-        lease: float,
+        deadline: float,
     ) -> None:
         text = checkpoint.config.text_config
         self.max_context = min(checkpoint.max_context, kv_tokens)
+        self.vocabulary = checkpoint.vocabulary
         self._connector = connector
-        self._lease = lease
+        self._deadline = deadline
         self._max_batch = max_batch
         self._block = block_tokens
         self._model = checkpoint.language_model()
@@ -76,56 +87,60 @@ class TransformersDecodeEngine:
         self._running: list[_Request] = []
         self._wake = threading.Condition()
         self._stopping = False
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._decode, name="decode", daemon=True)
+        self._thread = ComputeThread("decode", checkpoint.device, self._decode, died=self._fail)
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await self._region.register_memory(self._connector)
-        self._warm_up()
+        await on_thread(self._warm_up, "warm up")
         self._thread.start()
 
     def held(self) -> dict[str, int]:
-        return {"KV tokens": self.pool.used}
+        return {"KV tokens": self.pool.used, "seconds in this step": int(self._thread.step_seconds)}
 
     async def close(self) -> None:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        await self._thread.close()
         await self._region.deregister_memory(self._connector)
 
     def check(self, prompt_tokens: int) -> None:
         if prompt_tokens >= self.max_context:
             raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         # Whole blocks: what is left between two requests stays big enough for a third.
         blocks = -(-(prompt_tokens + sampling.max_tokens) // self._block)
         runs = await self.pool.acquire(blocks * self._block)
         try:
+            self._thread.check()
             pieces = self.pool.pieces(head(runs, prompt_tokens))
-            operation = await self._connector.create_writable(
-                [Descriptor(piece) for piece in pieces], lease=self._lease
-            )
+            operation = await self._connector.create_writable([Descriptor(piece) for piece in pieces], lease=seconds)
         except BaseException:
             self.pool.release(runs)
             raise
-        return KVReservation(self.pool, runs, prompt_tokens, operation)
+        return KVReservation(self.pool, runs, prompt_tokens, operation, self._thread)
 
     async def generate(
         self, reservation: Reservation, first_token: int, next_position: int, sampling: Sampling, handover: bytes
     ) -> AsyncGenerator[list[int], None]:
         assert isinstance(reservation, KVReservation)
+        if first_token >= self.vocabulary or next_position > reservation.prompt_tokens:
+            raise EngineError("internal", f"prefill answered with token {first_token} at position {next_position}")
         try:
-            await reservation.operation.wait_for_completion()
-        except TransferError as error:
-            raise EngineError("transfer_failed", f"KV did not arrive: {error}", retryable=True) from error
+            async with asyncio.timeout(self._deadline):  # Prefill said that all of it has landed.
+                await reservation.operation.wait_for_completion()
+        except (TransferError, TimeoutError) as error:
+            why = str(error) or "not in time"
+            raise EngineError("transfer_failed", f"KV did not arrive: {why}", retryable=True) from error
+        self._thread.check()
         request = _Request(reservation, first_token, next_position, sampling)
-        if request.accept(first_token):
+        if first := request.accept(first_token):
             with self._wake:
                 self._running.append(request)
                 self._wake.notify()
-        request.deliver([first_token] if request.count else [])
+        request.deliver(first)
         try:
             async for tokens in request.stream():
                 yield tokens
@@ -148,28 +163,27 @@ class TransformersDecodeEngine:
                 active = [request for request in self._running if not request.finished][: self._max_batch]
             if not active:
                 continue
-            try:
-                tokens = self._batch.step([request.running for request in active])
-            except RuntimeError as error:  # torch's: out of memory, a bad kernel; the worker goes on
-                for request in active:
-                    request.finished = True
-                self._loop.call_soon_threadsafe(self._fail, active, f"decode failed: {error}")
-                continue
-            news = [(request, token) for request, token in zip(active, tokens, strict=True) if request.accept(token)]
-            ended = [request for request in active if request.finished]
-            self._loop.call_soon_threadsafe(self._deliver, news, ended)
+            results = self._thread.each(self._step, active)
+            news = [(request, request.take(result)) for request, result in zip(active, results, strict=True)]
+            self._loop.call_soon_threadsafe(self._deliver, news)
+
+    def _step(self, requests: Sequence[_Request]) -> list[int]:
+        return self._batch.step([request.running for request in requests])
 
     @staticmethod
-    def _deliver(news: list[tuple[_Request, int]], ended: list[_Request]) -> None:
-        for request, token in news:
-            request.deliver([token])
-        for request in ended:
-            request.deliver([])
+    def _deliver(news: list[tuple[_Request, list[int] | EngineError]]) -> None:
+        for request, new in news:
+            if isinstance(new, EngineError):
+                request.fail(new)
+            elif new or request.finished:
+                request.deliver(new)
 
-    @staticmethod
-    def _fail(requests: list[_Request], message: str) -> None:
-        for request in requests:
-            request.fail(EngineError("internal", message))
+    def _fail(self, error: EngineError) -> None:
+        with self._wake:
+            running, self._running = self._running, []
+        for request in running:
+            request.fail(error)
+            request.left.set()
 
     def _warm_up(self) -> None:
         slot = torch.zeros(2, dtype=torch.long)
@@ -199,14 +213,22 @@ class _Request:
         self._ended = False
         self._error: EngineError | None = None
 
-    def accept(self, token: int) -> bool:
-        """Count a new token; False when it is a stop token. Sets ``finished`` after the last. The decoding thread's."""
+    def accept(self, token: int) -> list[int]:
+        """Count a new token; it, or nothing when it is a stop token. Sets ``finished`` after the last. The decoding
+        thread's."""
         if token in self._stops:
             self.finished = True
-            return False
+            return []
         self.count += 1
         self.finished = self.finished or self.count >= self._max_tokens
-        return True
+        return [token]
+
+    def take(self, result: int | EngineError) -> list[int] | EngineError:
+        """What is new after a step."""
+        if isinstance(result, EngineError):
+            self.finished = True
+            return result
+        return self.accept(result)
 
     def deliver(self, tokens: list[int]) -> None:
         self._tokens += tokens

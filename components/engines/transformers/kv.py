@@ -47,16 +47,14 @@ class KVPool:
         if not self._waiting and (runs := self._take(tokens, contiguous)) is not None:
             return runs
         future: asyncio.Future[list[Run]] = asyncio.get_running_loop().create_future()
-        entry = (tokens, contiguous, future)
-        self._waiting.append(entry)
+        self._waiting.append((tokens, contiguous, future))
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.release(future.result())
+            if future.cancelled():
+                self._serve()  # whoever stood behind may fit
             else:
-                self._waiting.remove(entry)
-                self._serve()
+                self.release(future.result())
             raise
 
     def release(self, runs: Sequence[Run]) -> None:
@@ -108,7 +106,7 @@ class KVPool:
     def _serve(self) -> None:
         while self._waiting:
             tokens, contiguous, future = self._waiting[0]
-            if not future.done():
+            if not future.cancelled():
                 runs = self._take(tokens, contiguous)
                 if runs is None:
                     return

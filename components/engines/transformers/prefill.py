@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from components.aio import to_the_end
+from components.aio import on_thread, to_the_end
 from components.engines.base import EngineError, FirstToken, ImageInfo, Prompt
 from components.engines.transformers.checkpoint import Checkpoint
+from components.engines.transformers.compute import ComputeThread
 from components.engines.transformers.kv import KVPool, Run, cut
 from components.engines.transformers.positions import expand, mrope_positions
 from components.engines.transformers.sampling import Sampler, choose
@@ -21,16 +21,16 @@ from components.engines.transformers.writer import KVWriter
 from components.nixl_connect import Connector, Descriptor, RdmaMetadata, TransferError
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     prompt: Prompt
     run: Run
     writer: KVWriter
     done: asyncio.Future[int]
-    started: asyncio.Event = field(default_factory=asyncio.Event)
     next_position: int = 0
     seconds: float = 0.0
     abandoned: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass
@@ -62,6 +62,7 @@ class TransformersPrefillEngine:
         text = checkpoint.config.text_config
         self.format = checkpoint.format
         self.image_token_id = int(checkpoint.config.image_token_id)
+        self.vocabulary = checkpoint.vocabulary
         self.max_context = min(checkpoint.max_context, kv_tokens)
         self._merge = checkpoint.merge
         self._dtype = checkpoint.dtype
@@ -80,21 +81,22 @@ class TransformersPrefillEngine:
         )
         self._region = Descriptor(self.pool.tensor)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._compute, name="prefill", daemon=True)
-        self._running: set[asyncio.Task[FirstToken]] = set()
+        self._jobs: set[_Job] = set()
+        self._thread = ComputeThread("prefill", checkpoint.device, self._compute, died=self._fail)
 
     async def start(self) -> None:
         await self._region.register_memory(self._connector)
-        self._warm_up()
+        await on_thread(self._warm_up, "warm up")
         self._thread.start()
 
     def held(self) -> dict[str, int]:
-        return {"KV tokens": self.pool.used}
+        return {"KV tokens": self.pool.used, "seconds in this step": int(self._thread.step_seconds)}
 
     async def close(self) -> None:
-        await asyncio.gather(*self._running, return_exceptions=True)
         self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        if await self._thread.close():
+            for job in list(self._jobs):
+                await job.over.wait()
         await self._region.deregister_memory(self._connector)
 
     def expand(self, token_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
@@ -103,31 +105,15 @@ class TransformersPrefillEngine:
     def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # the decode engine exposes memory; whoever holds its record may write
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        task = asyncio.ensure_future(self._prefill(prompt, target))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+    async def prefill(self, prompt: Prompt, target: asyncio.Future[bytes], seconds: float) -> FirstToken:
+        (run,) = await self.pool.acquire(len(prompt.token_ids), contiguous=True)
+        job = _Job(prompt, run, KVWriter(), asyncio.get_running_loop().create_future())
+        self._jobs.add(job)
         try:
-            # Shielded: the pool's memory is free only when the model and NIXL have let go of it.
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
-
-    async def _prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        target = asyncio.ensure_future(target)
-        try:
-            (run,) = await self.pool.acquire(len(prompt.token_ids), contiguous=True)
-        except BaseException:
-            target.cancel()
-            raise
-        job = _Job(prompt, run, KVWriter(self.pool.layers), asyncio.get_running_loop().create_future())
-        try:
-            self._queue.put(job)
-            await self._attach(job, await target)
+            self._begin(job)
+            await self._attach(job, await target, seconds)
             token = await asyncio.shield(job.done)
-            await job.writer.landed()
+            await job.writer.landed(self._deadline)
             return FirstToken(
                 token=token,
                 next_position=job.next_position,
@@ -139,16 +125,31 @@ class TransformersPrefillEngine:
         except TransferError as error:
             raise EngineError("transfer_failed", f"KV write: {error}", retryable=True) from error
         finally:
-            target.cancel()
             job.abandoned = True
             await to_the_end(self._let_go(job))
 
+    def _begin(self, job: _Job) -> None:
+        try:
+            self._thread.check()
+        except EngineError as error:
+            job.done.set_exception(error)
+            raise
+        self._queue.put(job)
+
     async def _let_go(self, job: _Job) -> None:
+        """The pool's memory is free only when the model and NIXL have let go of it."""
         await job.writer.close()
         await asyncio.gather(job.done, return_exceptions=True)
         self.pool.release([job.run])
+        self._jobs.discard(job)
+        job.over.set()
 
-    async def _attach(self, job: _Job, target: bytes) -> None:
+    def _fail(self, error: EngineError) -> None:
+        for job in self._jobs:
+            if not job.done.done():
+                job.done.set_exception(error)
+
+    async def _attach(self, job: _Job, target: bytes, seconds: float) -> None:
         """Begin the write into ``target``. Its pieces say where the other side's memory is cut; ours is in one run."""
         try:
             record = RdmaMetadata.model_validate_json(target)
@@ -161,9 +162,9 @@ class TransformersPrefillEngine:
         if sizes != expected or sum(counts) != job.run.count:
             raise EngineError("transfer_failed", "KV target does not fit this model's layout or this prompt's length")
         local = [Descriptor(piece) for piece in self.pool.pieces(cut(job.run, counts))]
-        # The write's deadline is for moving bytes, not for waiting behind other prompts.
-        await job.started.wait()
-        operation = await self._connector.begin_write(local, record, staged=True, deadline=self._deadline)
+        # Claimed for as long as the request may take: this prompt may wait behind others, and its computing takes what
+        # it takes. The deadline for moving bytes begins where the computing ends.
+        operation = await self._connector.begin_write(local, record, staged=True, deadline=seconds)
         job.writer.attach(operation, pieces_per_layer=2 * runs)
 
     def _compute(self) -> None:
@@ -200,22 +201,14 @@ class TransformersPrefillEngine:
 
     def _run(self, batch: list[_Job]) -> None:
         began = time.perf_counter()
-        loop = batch[0].done.get_loop()
-        for job in batch:
-            loop.call_soon_threadsafe(job.started.set)
-        try:
-            tokens = self._forward(batch)
-        except RuntimeError as error:  # torch's: out of memory, a bad kernel; the worker goes on
-            for job in batch:
-                self._resolve(job, EngineError("internal", f"prefill failed: {error}"))
-            return
+        results = self._thread.each(self._forward, batch)
         seconds = time.perf_counter() - began
-        for job, token in zip(batch, tokens, strict=True):
+        for job, result in zip(batch, results, strict=True):
             job.seconds = seconds
-            self._resolve(job, token)
+            self._resolve(job, result)
 
     @torch.inference_mode()
-    def _forward(self, batch: list[_Job]) -> list[int]:
+    def _forward(self, batch: Sequence[_Job]) -> list[int]:
         """One pass over right-padded prompts: a causal mask alone keeps a row from its padding."""
         longest = max(job.run.count for job in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -250,6 +243,8 @@ class TransformersPrefillEngine:
 
     def _resolve(self, job: _Job, result: int | EngineError) -> None:
         def resolve() -> None:
+            if job.done.done():
+                return
             if isinstance(result, EngineError):
                 job.done.set_exception(result)
             else:

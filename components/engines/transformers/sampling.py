@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from components.engines.base import EngineError
 from components.protocol import Sampling
 
 
@@ -33,7 +34,10 @@ class Sampler:
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler], steps: Sequence[int]) -> list[int]:
-    """One token a row of ``logits`` (rows, vocabulary)."""
+    """One token a row of ``logits`` (rows, vocabulary). Raises EngineError when a row of them is no choice at all."""
+    if not logits.amax(dim=-1).isfinite().all():
+        # NaN would win every comparison: a token as good as any, and nobody would know.
+        raise EngineError("internal", "the model's logits are not finite numbers")
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for row, (sampler, step) in enumerate(zip(samplers, steps, strict=True)):
         if not sampler.greedy:

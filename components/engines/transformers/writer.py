@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 
 import torch
 
-from components.nixl_connect import WriteOperation
+from components.nixl_connect import DeadlineExceeded, WriteOperation
 
 
 class KVWriter:
@@ -17,8 +18,7 @@ class KVWriter:
     pass ends.
     """
 
-    def __init__(self, layers: int) -> None:
-        self._layers = layers
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._computed = 0
         self._posted = 0
@@ -42,7 +42,7 @@ class KVWriter:
             # NIXL does not follow streams: post only what is really there.
             torch.cuda.current_stream().synchronize()
         with self._lock:
-            self._computed = layer + 1
+            self._computed = max(self._computed, layer + 1)  # A batch that failed is computed once more.
             self._post()
 
     def attach(self, operation: WriteOperation, *, pieces_per_layer: int) -> None:
@@ -52,10 +52,15 @@ class KVWriter:
             self._pieces = pieces_per_layer
             self._post()
 
-    async def landed(self) -> None:
-        """Wait until every layer is in the target's memory. Raises TransferError."""
+    async def landed(self, seconds: float) -> None:
+        """Wait until every layer is in the target's memory. Raises TransferError, also when the last layer is computed
+        and that takes more than ``seconds``."""
         assert self._operation is not None, "attach() comes first"
-        await self._operation.wait_for_completion()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._operation.wait_for_completion()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the bytes were not there {seconds:g} s after the last layer") from None
         self.seconds = time.perf_counter() - self._began
 
     async def close(self) -> None:

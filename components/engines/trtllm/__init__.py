@@ -38,7 +38,8 @@ def prefill_engine(topology: Topology, connector: Connector) -> TrtllmPrefillEng
         _model(topology),
         kv_tokens=topology.prefill.kv_tokens,
         max_batch_tokens=topology.prefill.max_batch_tokens,
-        transfer_seconds=topology.transfer.deadline_seconds,
+        # Here it is the time for which a KV waits until a decode engine has room for it and comes.
+        transfer_seconds=topology.transfer.lease_seconds,
     )
 
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from components.aio import child
 from components.engines.base import EngineError, Reservation
 from components.engines.trtllm.handover import Handover
-from components.engines.trtllm.llm import check_finish, running, sampling_params, start, stops, submitting
+from components.engines.trtllm.llm import Health, check_finish, sampling_params, start, stops
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.positions import mrope_handles
 from components.engines.trtllm.release import DisaggregatedParams, known
@@ -36,8 +37,10 @@ class _Admitted:
 class TrtllmDecodeEngine:
     def __init__(self, model: Model, *, kv_tokens: int, max_batch: int, transfer_seconds: float) -> None:
         self.max_context = min(model.max_context, kv_tokens)
+        self.vocabulary = model.vocabulary
         self._model = model
         self._answers: set[_Answer] = set()
+        self._health = Health()
         self._llm = start(model, kv_tokens=kv_tokens, transfer_seconds=transfer_seconds, max_batch_size=max_batch)
 
     async def start(self) -> None:
@@ -54,7 +57,7 @@ class TrtllmDecodeEngine:
         if prompt_tokens >= self.max_context:
             raise EngineError("context_length_exceeded", context_exceeded(self.max_context, prompt_tokens))
 
-    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes) -> Reservation:
+    async def reserve(self, prompt_tokens: int, sampling: Sampling, source: bytes, seconds: float) -> Reservation:
         return _Admitted()
 
     async def generate(
@@ -74,13 +77,14 @@ class TrtllmDecodeEngine:
             answer.leave()
 
     def _submit(self, handover: Handover, sampling: Sampling) -> _Answer:
+        self._health.check()
         sharing = Sharing()
         # Handles of embeddings stay away: with them, TensorRT-LLM refuses a generation_only request.
         fields = {"request_type": "generation_only", **handover.params()}
         if self._model.family.mrope:
             handles, _ = mrope_handles(self._model, handover.token_ids, handover.grids, sharing)
             fields |= handles
-        with submitting():
+        with self._health.submitting():
             result = self._llm.generate_async(
                 {"prompt_token_ids": list(handover.token_ids)},
                 sampling_params(sampling, sampling.max_tokens),
@@ -88,14 +92,14 @@ class TrtllmDecodeEngine:
                 disaggregated_params=DisaggregatedParams(**known(DisaggregatedParams, fields)),
                 cache_salt=handover.cache_salt or None,
             )
-        answer = _Answer(result, sharing)
+        answer = _Answer(result, sharing, self._health)
         self._answers.add(answer)
         answer.task.add_done_callback(lambda _: self._forget(answer))
         return answer
 
     def _forget(self, answer: _Answer) -> None:
         self._answers.discard(answer)
-        if error := answer.task.exception():
+        if not answer.task.cancelled() and (error := answer.task.exception()):
             log.debug("request ended: %s", error)
 
 
@@ -106,13 +110,14 @@ class _Answer:
     survive; so a reader that leaves early leaves the request to its first token.
     """
 
-    def __init__(self, result: Any, sharing: Sharing) -> None:
+    def __init__(self, result: Any, sharing: Sharing, health: Health) -> None:
         self._result = result
         self._sharing = sharing
+        self._health = health
         self._news = asyncio.Event()
         self._ids: list[int] = []
         self._left = False
-        self.task = asyncio.create_task(self._read(), name="answer")
+        self.task = child(self._read(), name="answer")
 
     async def tokens(self, first_token: int, stops: frozenset[int]) -> AsyncGenerator[list[int], None]:
         """New tokens up to a stop token, which is not among them. Raises EngineError."""
@@ -148,7 +153,7 @@ class _Answer:
 
     async def _read(self) -> None:
         try:
-            with running():
+            with self._health.running():
                 async for _ in self._result:
                     # The ids of the whole answer so far, the first token among them. token_ids_diff leaves that out.
                     self._ids = list(self._result.outputs[0].token_ids)

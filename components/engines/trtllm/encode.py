@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from components.engines.base import EngineError, PreparedImage
-from components.engines.trtllm.llm import running
+from components.engines.trtllm.llm import Health
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.patches import Patches
 from components.engines.trtllm.release import MultimodalEncoder
@@ -23,6 +23,7 @@ class TrtllmEncodeEngine:
 
     def __init__(self, model: Model, *, max_batch: int) -> None:
         self.format = model.format
+        self._health = Health()
         self._model = model
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._patches = Patches.open(model.folder) if model.family.mrope else None
@@ -57,7 +58,7 @@ class TrtllmEncodeEngine:
     def _run(self, images: Sequence[Image.Image]) -> list[Any]:
         placeholder = self._model.family.placeholder
         prompts = [{"prompt": placeholder, "multi_modal_data": {"image": [image]}} for image in images]
-        with running():
+        with self._health.running():
             results: list[Any] = self._encoder.generate(prompts, use_tqdm=False)
         return results
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from components import background
 from components.engines.base import EngineError
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.release import (
@@ -21,8 +20,6 @@ from components.engines.trtllm.release import (
     require_mrope,
 )
 from components.protocol import Sampling
-
-log = logging.getLogger(__name__)
 
 
 def start(model: Model, *, kv_tokens: int, transfer_seconds: float, **arguments: Any) -> Any:
@@ -55,7 +52,7 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
         max_tokens=max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        seed=sampling.seed,
+        seed=sampling.seed & 0x7FFF_FFFF_FFFF_FFFF,  # TensorRT-LLM takes none below 0.
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_token_ids) or None,
         detokenize=False,
@@ -67,28 +64,48 @@ def stops(sampling: Sampling) -> frozenset[int]:
     return frozenset(() if sampling.ignore_eos else sampling.stop_token_ids)
 
 
-@contextmanager
-def submitting() -> Iterator[None]:
-    """``generate_async`` checks its input before it returns: what it raises there is this request's fault."""
-    try:
-        with running():
+class Health:
+    """Whether TensorRT-LLM's engine lives. Its death ends the process: nothing that it is asked after that can succeed.
+    The first request that meets it says so, once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._dead = False
+
+    def check(self) -> None:
+        """Raises EngineError when it is dead. Before tensors are shared for it: it would not take them any more."""
+        if self._dead:
+            raise _gone()
+
+    @contextmanager
+    def submitting(self) -> Iterator[None]:
+        """``generate_async`` checks its input before it returns: what it raises there is this request's fault."""
+        try:
+            with self.running():
+                yield
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise EngineError("invalid_request", f"TensorRT-LLM refuses the request: {error}") from error
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """What a result raises while it is waited for is the engine's fault; another worker may do better."""
+        try:
             yield
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise EngineError("invalid_request", f"TensorRT-LLM refuses the request: {error}") from error
+        except CppExecutorError as error:
+            self._died(error)
+            raise _gone() from error
+        except RuntimeError as error:
+            raise EngineError("internal", f"TensorRT-LLM: {error}", retryable=True) from error
+
+    def _died(self, error: BaseException) -> None:
+        with self._lock:
+            first, self._dead = not self._dead, True
+        if first:
+            background.fail("TensorRT-LLM's engine", error)
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """What a result raises while it is waited for is the engine's fault; another worker may do better."""
-    try:
-        yield
-    except CppExecutorError as error:
-        # Nothing that this process is asked from here on can succeed: leave discovery, and be started anew.
-        log.error("TensorRT-LLM's engine has died: %s", error)
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise EngineError("internal", "TensorRT-LLM's engine has died", retryable=True) from error
-    except RuntimeError as error:
-        raise EngineError("internal", f"TensorRT-LLM: {error}", retryable=True) from error
+def _gone() -> EngineError:
+    return EngineError("unavailable", "the TensorRT-LLM engine of this worker died", retryable=True)
 
 
 def check_finish(result: Any) -> None:

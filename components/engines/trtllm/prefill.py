@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from components.engines.base import EngineError, FirstToken, ImageInfo, ImageRows, Prompt
 from components.engines.transformers.positions import expand
 from components.engines.trtllm.handover import Handover
-from components.engines.trtllm.llm import check_finish, running, sampling_params, start, submitting
+from components.engines.trtllm.llm import Health, check_finish, sampling_params, start
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.positions import mrope_handles
 from components.engines.trtllm.release import DisaggregatedParams, known
@@ -30,9 +30,11 @@ class TrtllmPrefillEngine:
         self.format = model.format
         self.image_token_id = model.image_token_id
         self.max_context = min(model.max_context, kv_tokens)
+        self.vocabulary = model.vocabulary
         self._model = model
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._running = 0
+        self._health = Health()
         self._llm = start(
             model,
             kv_tokens=kv_tokens,
@@ -59,8 +61,8 @@ class TrtllmPrefillEngine:
     def source(self, token_ids: Sequence[int], images: Sequence[ImageInfo], cache_salt: str) -> bytes:
         return b""  # what decode must know is known only when the prompt is computed: see Handover
 
-    async def prefill(self, prompt: Prompt, target: Awaitable[bytes]) -> FirstToken:
-        reserved = asyncio.ensure_future(target)
+    async def prefill(self, prompt: Prompt, target: asyncio.Future[bytes], seconds: float) -> FirstToken:
+        self._health.check()
         sharing = Sharing()
         self._running += 1
         try:
@@ -68,7 +70,7 @@ class TrtllmPrefillEngine:
             inputs, fields, following = self._ask(prompt, sharing)
             request_id = _GLOBAL_IDS | secrets.randbits(61)
             fields |= {"request_type": "context_only", "disagg_request_id": request_id}
-            with submitting():
+            with self._health.submitting():
                 result = self._llm.generate_async(
                     inputs,
                     sampling_params(prompt.sampling, max_tokens=1),
@@ -76,10 +78,10 @@ class TrtllmPrefillEngine:
                     cache_salt=prompt.cache_salt or None,
                 )
             try:
-                with running():
+                with self._health.running():
                     await result
                 check_finish(result)
-                await reserved
+                await target
             finally:
                 if not result.finished:
                     result.abort()
@@ -94,7 +96,6 @@ class TrtllmPrefillEngine:
                 handover=handover.to_wire(),
             )
         finally:
-            reserved.cancel()
             sharing.clear()
             self._running -= 1
 
