@@ -272,7 +272,7 @@ def test_what_is_written_down_reads_back(file: Path) -> None:
     ("overrides", "devices"),
     [
         ([], "lo"),
-        (["nats.servers=nats://localhost:1", 'etcd.endpoints=["[::1]:2"]'], "lo"),
+        (["nats.servers=nats://localhost:1", "etcd.endpoints=[::1]:2"], "lo"),
         (["nats.servers=nats://127.0.0.1:1, nats://10.0.0.1:1"], None),
         (["nats.servers=nats://me:secret@nats:1"], None),
         (["etcd.endpoints=etcd:2379"], None),

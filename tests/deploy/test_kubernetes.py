@@ -56,7 +56,7 @@ def test_kubectl_makes_the_same_of_it(overlay: str) -> None:
     command = ["kubectl", "kustomize", str(KUBERNETES / overlay)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # The hash of the content in a ConfigMap's name: topology-8b2t4m6c9d.
-    made = list(yaml.safe_load_all(re.sub(r"\btopology-[a-z0-9]{10}\b", "topology", text)))
+    made = list(yaml.safe_load_all(re.sub(r"\b(topology|nats)-[a-z0-9]{10}\b", r"\1", text)))
 
     def key(manifest: Manifest) -> tuple[str, str]:
         return manifest["kind"], manifest["metadata"]["name"]

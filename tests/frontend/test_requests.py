@@ -351,9 +351,8 @@ async def test_a_body_without_end(stack: Stack, chunked: bool) -> None:
 
 async def test_leaving_in_the_middle_of_a_body(stack: Stack) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stack.topology.frontend.port)
-    writer.write(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-    )
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    writer.write(b"Content-Length: 1000\r\n\r\n{")
     await writer.drain()
     writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
     await reader.read()
