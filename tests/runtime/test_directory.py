@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -233,3 +235,32 @@ async def test_an_instance_that_others_would_skip_says_so(stage: Stage) -> None:
     panel: Panel = await stage.panel("not a token")
     with pytest.raises(ValueError, match=r"\$\.id"):
         await panel.serve({})
+
+
+async def test_no_request_fails_while_etcd_stands_still_or_after_it(
+    nats: NatsServer, etcd: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For longer than every lease lasts: it takes all of them away when it goes on."""
+    async with AsyncExitStack() as stack:
+        stage = Stage(stack, topology(nats, etcd))
+        caller = await stage.panel()
+        # As every panel does: its own lease cannot be kept either, which is how it knows.
+        await caller.serve({})
+        peers = await caller.peers("encode")
+        for name in "ab":
+            await stage.start(name)
+        await until(lambda: len(peers.instances) == 2)
+        assert etcd.pid is not None
+        os.kill(etcd.pid, signal.SIGSTOP)
+        try:
+            goes_on = time.monotonic() + 8
+            while time.monotonic() < goes_on:
+                assert await ask(peers) in "ab"
+        finally:
+            os.kill(etcd.pid, signal.SIGCONT)
+        while sum("ran out; registering again" in record.getMessage() for record in caplog.records) < 3:
+            assert await ask(peers) in "ab"
+            assert time.monotonic() < goes_on + 20
+        for _ in range(200):
+            assert await ask(peers) in "ab"
+            assert len(peers.instances) == 2
