@@ -264,3 +264,10 @@ async def test_no_request_fails_while_etcd_stands_still_or_after_it(
         for _ in range(200):
             assert await ask(peers) in "ab"
             assert len(peers.instances) == 2
+
+
+def test_an_id_that_ends_in_a_line_break_is_none() -> None:
+    """``$`` in a pattern lets one through; it then went into a subject, which NATS cannot have."""
+    entry = {**OURS, "id": "d\n", "subject": "triptych.test.encode.d\n"}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(json.dumps(entry).encode(), type=Instance)
