@@ -4,8 +4,8 @@ loaded or posted, a message that is ignored, and counters that have not moved.""
 from __future__ import annotations
 
 import asyncio
-import gc
 import contextlib
+import gc
 import json
 import secrets
 import tracemalloc
