@@ -31,7 +31,7 @@ SGLANG_PINS := constraints-sglang-cpu.txt
 SGLANG := $(SGLANG_VENV)/.installed-$(VERSION)-$(shell cksum < $(SGLANG_PINS) | cut -d' ' -f1)
 
 INSTALL_VENV ?= .venv-install
-INSTALLED := $(INSTALL_VENV)/.runtime-$(HASH)
+INSTALLED := $(INSTALL_VENV)/.alone-$(HASH)
 
 .PHONY: help install environments demo test test-install test-sglang test-compose test-multinode lint evaluate clean
 
@@ -50,7 +50,7 @@ test: lint ## lint, types and tests; CI runs this and every test-… below (docs
 	@$(BIN)/pytest
 
 # This checkout's code, wherever the environment's own link leads: the folder can serve many, as it does in CI.
-test-install: $(INSTALLED) ## every command once, in an environment made by `make install` alone (1.3 GB)
+test-install: $(INSTALLED) ## every command once, in an environment made by `make install` alone (1.5 GB)
 	@PYTHONPATH=$(CURDIR) $(INSTALL_VENV)/bin/python -m tests.install.run
 
 test-compose: $(DEVELOP) ## docker-compose.yml, built, asked, hurt and taken away; brings a Docker engine if none runs
@@ -97,6 +97,7 @@ $(SGLANG):
 $(INSTALLED):
 	@rm -rf $(INSTALL_VENV)
 	@$(MAKE) VENV=$(INSTALL_VENV) PYTHON=$(PYTHON) install
+	@touch $@
 
 $(DEVELOP): $(RUNTIME)
 	@echo "installing the tools for tests into $(VENV)"

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from components import aio, background
+from components import aio, background, memory
 from components.config import Topology
 from components.runtime import Panel
 from components.runtime.connector import open_connector
@@ -99,6 +99,7 @@ def bind(host: str, port: int) -> socket.socket:
 async def run(topology: Topology, instance: str | None = None) -> None:
     """Serve until told to stop."""
     settings = topology.frontend
+    memory.few_arenas()
     # First of all: whoever must learn that the port is taken should not wait for NATS.
     with bind(settings.host, settings.port) as listener:
         async with (

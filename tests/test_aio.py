@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
+from components import aio
 from components.aio import on_thread, to_the_end
+from tests.servers import until
 
 
 async def test_a_cancellation_waits_for_the_end() -> None:
@@ -54,6 +56,33 @@ async def test_a_cancellation_is_not_lost_in_its_error() -> None:
     with pytest.raises(asyncio.CancelledError) as cancelled:
         await task
     assert isinstance(cancelled.value.__cause__, ValueError)
+
+
+async def test_work_on_the_loop_of_another_thread_is_awaited_and_cancelled_there() -> None:
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever, daemon=True)
+    thread.start()
+    seen: list[object] = []
+
+    async def work(hold: bool) -> int:
+        seen.append(asyncio.get_running_loop() is other)
+        try:
+            await asyncio.sleep(3600 if hold else 0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+        return 7
+
+    assert await aio.on(other, work(False)) == 7
+    waiting = asyncio.create_task(aio.on(other, work(True)))
+    await until(lambda: len(seen) == 2)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: seen == [True, True, "cancelled"])
+    other.call_soon_threadsafe(other.stop)
+    await asyncio.to_thread(thread.join)
+    other.close()
 
 
 async def test_what_a_thread_returns_or_raises() -> None:

@@ -17,6 +17,7 @@ from components.cli.chat import ChatError, ask
 from components.cli.supervisor import Supervisor
 from components.cli.up import run_stack
 from components.config import ConfigError, Topology, load
+from components.config.topology import REPOSITORY
 from components.protocol import ROLES, Role
 
 app = typer.Typer(
@@ -192,7 +193,9 @@ def nodes(
 
 @app.command()
 def plan(
-    model: Annotated[Path, typer.Argument(help="A model's folder, or its config.json.")] = Path("models/tiny-vl"),
+    model: Annotated[
+        Path, typer.Argument(help="A model's folder, or its config.json.", show_default="the bundled one")
+    ] = REPOSITORY / "models" / "tiny-vl",
     gpu: Annotated[str, typer.Option(help="a100, l40s, h100, h200 or b200.")] = "h100",
     gpus: Annotated[int | None, typer.Option(help="Find the highest rate that so many hold.")] = None,
     rate: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,

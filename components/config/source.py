@@ -126,11 +126,21 @@ def parse(text: str, annotation: Any) -> object:
     if annotation is str or (str in choices and get_origin(annotation) not in (tuple, dict)):
         return text
     if get_origin(annotation) is tuple:
-        return [item.strip() for item in text.strip("[]").split(",") if item.strip()]
+        return _items(text)
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _items(text: str) -> object:
+    """A list in brackets as YAML has it, each item a text; else what the commas part: ``[::1]:1,[::1]:2`` are two."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            return yaml.load(text, yaml.BaseLoader)
+        except yaml.YAMLError:
+            text = text[1:-1]
+    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def apply_environment(source: Source, model: type[BaseModel], environ: Mapping[str, str]) -> None:

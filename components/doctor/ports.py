@@ -40,7 +40,7 @@ async def _runs_here(topology: Topology) -> bool:
     if any(each.check in ("nats", "etcd") and each.level == "fail" for each in servers):
         return False
     try:
-        return bool(await ask_all(topology, ROLES, this_host(), _WAIT))
+        return bool((await ask_all(topology, ROLES, this_host(), _WAIT)).reports)
     except ConnectionError:
         return False
 

@@ -23,10 +23,6 @@ Grid = tuple[int, int, int]
 """(t, h, w): patches of a picture in time, height and width, before the tower merges them."""
 
 
-LEAST_TEMPERATURE = 1e-5
-"""Below it the best token is chosen: any other is as good as impossible, and float32 overflows."""
-
-
 class EngineError(Exception):
     """An engine refuses a request or fails at it. ``code`` is a name from ``components.protocol.ErrorCode``."""
 

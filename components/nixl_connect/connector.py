@@ -33,7 +33,7 @@ from .operations import (
 from .owner import OwnerThread
 from .parts import lane_of, match
 from .pool import Pool, Slab
-from .record import RdmaMetadata
+from .record import RdmaMetadata, check_own
 from .registration import Hold
 from .states import OperationKind, OperationStatus
 from .wire import MAX_SECONDS
@@ -344,6 +344,7 @@ class Connector:
         if not 0.0 < lease < MAX_SECONDS:
             raise ValueError(f"a lease of {lease} seconds")
 
+        check_own(operation.buffers, reader, info or {})
         owner = self._thread()
         hold = Hold(operation.buffers)
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 
 from .core import Core
-from .record import DTYPES, AnnouncedRegion, RdmaMetadata, SerializedDescriptor, host_id
+from .errors import InvalidBuffer
+from .record import DTYPES, MAX_REGIONS, AnnouncedRegion, RdmaMetadata, SerializedDescriptor, host_id
 from .registration import Hold
 from .states import OperationKind
 from .wire import KEY_BYTES
@@ -27,6 +28,8 @@ def issue(
     """The record of registered buffers. Agent metadata is left out of what ``reader`` has shown to have."""
     known = core.peers.get(reader) if reader is not None else None
     seen = known.has() if known is not None else frozenset()
+    if len({region.id for region in hold.regions}) > MAX_REGIONS:
+        raise InvalidBuffer(f"buffers of more than {MAX_REGIONS} registrations: put them into a pool")
     # Not validated: all of it is our own, and a validation costs as much as the rest of an exposure.
     announced = {
         region.id: AnnouncedRegion.model_construct(

@@ -27,6 +27,8 @@ from .wire import Kind, Message, Reason
 logger = logging.getLogger(__name__)
 GRACE_S = 1.0
 """How much longer than asked for a claim is held: clocks of two hosts run alike, messages take time."""
+MAX_CLAIMS = 4096
+"""At once, on a buffer for any number of readers."""
 _REMEMBERED = 8192
 
 
@@ -210,6 +212,8 @@ class Leases:
             return None
         if time.monotonic() >= exposure.lease_until:
             return Reason.EXPIRED
+        if len(exposure.claims) >= MAX_CLAIMS:
+            return Reason.CONSUMED
         if exposure.readers is not None and exposure.completed + len(exposure.claims) >= exposure.readers:
             return Reason.CONSUMED
         return None

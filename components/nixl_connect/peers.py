@@ -11,6 +11,10 @@ from .record import AnnouncedRegion, RdmaMetadata
 
 MAX_REGIONS = 2048
 """Of one peer, before all of them are unloaded. NIXL and this table keep about 2 KiB for each, dead or alive."""
+HARD_REGIONS = 4 * MAX_REGIONS
+"""Of one peer, whatever uses them. No record brings it further."""
+MAX_PEERS = 4096
+"""That introduced themselves: anybody may. Who is gone is dropped by the next ping."""
 SILENT_S = 3.0
 """A peer that knows us sends a word each second. One that was silent for so long may have forgotten us."""
 
@@ -80,6 +84,10 @@ class Peers:
                 raise BadRecord(f"region {region.id} of {record.identity} is not what was announced before")
         if len(missing) == len(record.regions) and self._outgrown(peer, missing) and not self._busy(peer):
             self._unload(peer)
+        if len(peer.regions) + len(missing) > HARD_REGIONS:
+            if not self._busy(peer):
+                self.drop(peer, "it announced too much memory")  # it finds itself forgotten, and sends all it has
+            raise PeerUnknown(f"{record.identity} has announced too many regions: ask for a record with metadata later")
         for region, metadata in missing:
             span, keys = (region.device, region.ptr, region.size), hash(metadata)
             before = peer.spans.get(span)
@@ -119,7 +127,7 @@ class Peers:
         peer = self._known.get(identity)
         if peer is not None:
             return peer
-        if not metadata:
+        if not metadata or len(self._known) >= MAX_PEERS:
             return None
         self._load(identity, metadata)
         peer = Peer(identity)

@@ -13,18 +13,26 @@ import functools
 import hashlib
 import math
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, field_validator, model_validator
 
 from .descriptor import Descriptor
-from .errors import BadRecord
+from .errors import BadRecord, InvalidBuffer
 from .states import OperationKind
 from .wire import MAX_CLOCK
 
 _MAX_ADDRESS = (1 << 64) - 1
+_MAX_SIZE = 1 << 48
+MAX_RECORD = 4 << 20
+"""Bytes of a record as JSON: more is refused unread. The largest one that ``create_*`` makes of a pool has 2.5 MiB."""
+MAX_BUFFERS = 1 << 14
+MAX_REGIONS = 1 << 11
+MAX_DIMENSIONS = 16
+_MAX_COMPLAINT = 1000
+"""Characters of what is said of a bad record: pydantic quotes what it was given."""
 DTYPES = {
     **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e5m2"), 1),
     **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
@@ -34,6 +42,9 @@ DTYPES = {
 }
 """Bytes of an element."""
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9._:@/-]+$")]
+Info = Annotated[
+    Mapping[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=4096)]], Field(max_length=64)
+]
 
 
 @functools.cache
@@ -49,11 +60,19 @@ def host_id() -> str:
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_fields(cls, data: Any) -> Any:
+        # pydantic would complain of each one by name: 180 MB of words about 10 MB of a hostile record.
+        if isinstance(data, dict) and len(data) > len(cls.model_fields):
+            raise ValueError("fields that a record does not have")
+        return data
+
 
 class _Memory(_Record):
     device: str = Field(pattern=r"^(cpu|cuda:(0|[1-9][0-9]{0,2}))$")
     ptr: int = Field(gt=0, le=_MAX_ADDRESS, strict=True)
-    size: int = Field(gt=0, le=1 << 48, strict=True)
+    size: int = Field(gt=0, le=_MAX_SIZE, strict=True)
 
     @model_validator(mode="after")
     def _inside_address_space(self) -> _Memory:
@@ -67,7 +86,9 @@ class SerializedDescriptor(_Memory):
 
     region: int = Field(ge=0, lt=1 << 31, strict=True)
     dtype: str | None = None
-    shape: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(default=None, max_length=16)
+    shape: tuple[Annotated[int, Field(ge=0, le=_MAX_SIZE, strict=True)], ...] | None = Field(
+        default=None, max_length=MAX_DIMENSIONS
+    )
 
     @field_validator("dtype")
     @classmethod
@@ -121,11 +142,11 @@ class RdmaMetadata(_Record):
     host: str = Field(pattern=r"^[0-9a-f]{16}$")
     generation: str = Field(pattern=r"^[0-9a-f]{16}$")
     notification_key: str = Field(pattern=r"^[0-9a-f]{32}$")
-    descriptors: tuple[SerializedDescriptor, ...] = Field(min_length=1, max_length=1 << 16)
-    regions: tuple[AnnouncedRegion, ...] = Field(min_length=1, max_length=1 << 12)
+    descriptors: Annotated[tuple[SerializedDescriptor, ...], FailFast()] = Field(min_length=1, max_length=MAX_BUFFERS)
+    regions: Annotated[tuple[AnnouncedRegion, ...], FailFast()] = Field(min_length=1, max_length=MAX_REGIONS)
     lease_until: float = Field(ge=0.0, le=MAX_CLOCK, allow_inf_nan=False)
     reader: Name | None = None
-    info: Mapping[str, str] = Field(default_factory=dict)
+    info: Info = Field(default_factory=dict)
     seal: str = Field(default="", pattern=r"^([0-9a-f]{32})?$")
 
     @field_validator("info")
@@ -183,8 +204,31 @@ class RdmaMetadata(_Record):
         all_of_them = [item.to_descriptor() for item in self.descriptors]
         return all_of_them[0] if len(all_of_them) == 1 else all_of_them
 
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> RdmaMetadata:
+        """Raises ``ValueError`` (pydantic's own, mostly) for what is no record."""
+        if len(json_data) > MAX_RECORD:
+            raise ValueError(f"a record of {len(json_data)} bytes: at most {MAX_RECORD} are read")
+        return super().model_validate_json(json_data, **options)
+
     def __hash__(self) -> int:
         return hash((self.notification_key, self.seal))
+
+
+_reader = TypeAdapter[str | None](Name | None)
+_info = TypeAdapter[Mapping[str, str]](Info)
+
+
+def check_own(buffers: Sequence[Descriptor], reader: str | None, info: Mapping[str, str]) -> None:
+    """Before anything is exposed: would a peer take a record of it? Raises ``InvalidBuffer``, or ``ValueError`` for the
+    arguments."""
+    if len(buffers) > MAX_BUFFERS:
+        raise InvalidBuffer(f"{len(buffers)} buffers: a record has at most {MAX_BUFFERS}")
+    for buffer in buffers:
+        if buffer.size > _MAX_SIZE or (buffer.shape is not None and len(buffer.shape) > MAX_DIMENSIONS):
+            raise InvalidBuffer(f"{buffer} does not fit into a record")
+    _reader.validate_python(reader)
+    _info.validate_python(info)
 
 
 def parse_record(data: Any) -> RdmaMetadata:
@@ -194,4 +238,4 @@ def parse_record(data: Any) -> RdmaMetadata:
             return RdmaMetadata.model_validate_json(data)
         return RdmaMetadata.model_validate(data)
     except ValueError as error:
-        raise BadRecord(str(error)) from None
+        raise BadRecord(str(error)[:_MAX_COMPLAINT]) from None

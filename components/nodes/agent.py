@@ -21,16 +21,16 @@ os.environ.setdefault("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
 
 from rich.console import Console
 
+from components import aio, background
 from components.cli.board import Board
+from components.cli.role import FAILED
 from components.cli.supervisor import StartError, Supervisor
 from components.config import Topology
 from components.doctor.examine import examine_node
 from components.doctor.finding import Finding
 from components.doctor.servers import check_etcd, check_nats, check_port, listening
 from components.protocol import ROLES
-from components.runtime.servers import EtcdServer, NatsServer, Server, ServerError
-
-_LOOK_SECONDS = 0.5
+from components.runtime.servers import EtcdServer, NatsServer, Server, ServerError, keep
 
 
 def say(**message: Any) -> None:
@@ -55,7 +55,7 @@ class Agent:
         self._state = Path(".triptych") / "nodes" / name
         self._servers: list[Server] = []
         self._supervisor: Supervisor | None = None
-        self._keeping: list[asyncio.Task[Any]] = []
+        self._keepers: list[asyncio.Task[None]] = []
 
     async def check(self, topology: Topology, address: str, servers: bool, lanes: bool) -> list[Finding]:
         """Is this machine fit for its share?"""
@@ -72,14 +72,9 @@ class Agent:
             EtcdServer(topology.etcd.port, topology.etcd.peer_port, self._state / "etcd", host=address),
         ]
         await asyncio.gather(*(server.start() for server in self._servers))
-        self._keeping += [asyncio.create_task(self._keep(server)) for server in self._servers]
-
-    async def _keep(self, server: Server) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if server.pid is None:
-                say(log=f"{server.name} ended and starts again")
-                await server.start()
+        for server in self._servers:
+            keeper = keep(server, server.start, lambda text: say(log=text))
+            self._keepers.append(background.task(keeper, f"the keeper of {server.name}"))
 
     async def reach(self, topology: Topology) -> list[Finding]:
         """Are the servers in reach from here, and do the clocks agree?"""
@@ -92,16 +87,13 @@ class Agent:
         """Returns once every role here is registered and, where a frontend is, every panel is there."""
         self._supervisor = Supervisor(topology, self._state, _Reporter(), verbose=True)
         await self._supervisor.start()
-        self._keeping.append(asyncio.create_task(self._supervisor.serve()))
 
     async def drain(self) -> None:
         if self._supervisor is not None:
             await self._supervisor.drain()
 
     async def close(self) -> None:
-        for task in self._keeping:
-            task.cancel()
-        await asyncio.gather(*self._keeping, return_exceptions=True)
+        await aio.end(*self._keepers)
         if self._supervisor is not None:
             await self._supervisor.kill()
         await asyncio.gather(*(server.stop() for server in self._servers))
@@ -128,19 +120,29 @@ class Agent:
 
 
 class _Input:
-    """Commands as they come, and the moment when no more can come."""
+    """Commands as they come, and the moment when no more can come: at the end of the input, or at a signal.
+
+    A failure in this process, on whichever thread, means that too.
+    """
 
     def __init__(self) -> None:
         self.commands: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self.failed = False
+        self._loop = asyncio.get_running_loop()
+
+    def fail(self, reason: str) -> None:
+        """For ``background.ends_process``."""
+        say(log=f"{reason}: this agent ends")
+        self.failed = True
+        self._loop.call_soon_threadsafe(self._end)
 
     async def read(self) -> None:
         lines = asyncio.StreamReader(limit=2**22)
-        loop = asyncio.get_running_loop()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+        await self._loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
         # A launcher that passes signals on (srun does) means: end, as at the end of the input.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._end)
+            self._loop.add_signal_handler(number, self._end)
         while line := await lines.readline():
             self.commands.put_nowait(json.loads(line))
         self._end()
@@ -150,24 +152,23 @@ class _Input:
         self.commands.put_nowait(None)
 
 
-async def _run(name: str) -> None:
+async def _run(name: str) -> int:
+    """Until the input ends; the exit status."""
     agent, commands = Agent(name), _Input()
-    reading = asyncio.create_task(commands.read())
-    ended = asyncio.create_task(commands.ended.wait())
-    try:
-        while (command := await commands.commands.get()) is not None:
-            running = asyncio.create_task(agent.do(command))
-            await asyncio.wait((running, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                running.cancel()
-                await asyncio.wait((running,))
-                break
-            say(answer=command["number"], **running.result())
-        await agent.drain()
-    finally:
-        reading.cancel()
-        await agent.close()
+    with background.ends_process(commands.fail):
+        reading = background.task(commands.read(), "the reader of commands")
+        try:
+            while (command := await commands.commands.get()) is not None:
+                answer = await aio.unless(commands.ended, agent.do(command))
+                if answer is None:
+                    break
+                say(answer=command["number"], **answer)
+            await agent.drain()
+        finally:
+            await aio.end(reading)
+            await agent.close()
+    return FAILED if commands.failed else 0
 
 
 if __name__ == "__main__":
-    asyncio.run(_run(sys.argv[1]))
+    sys.exit(asyncio.run(_run(sys.argv[1])))

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from components import aio
 from components.config import Topology
 from components.doctor.finding import Finding
 from components.doctor.report import is_fit, table
@@ -83,11 +84,12 @@ class Cluster:
 
     async def lost(self) -> str:
         """Returns the name of the first node whose agent ends."""
-        waiting = {asyncio.create_task(remote.ended()): name for name, remote in self._remotes.items()}
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting.keys() - done:
-            task.cancel()
-        return waiting[done.pop()]
+        waiting = {aio.child(remote.ended()): name for name, remote in self._remotes.items()}
+        try:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return waiting[done.pop()]
+        finally:
+            await aio.end(*waiting)
 
     async def drain(self) -> None:
         """Nodes in the order of a request's way, so that what is in flight is finished by roles still there."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from components import aio, background
+from components.cli.role import FAILED
 from components.config import load
 from components.nodes.cluster import Cluster, reason
 from components.nodes.gate import GateError
@@ -31,25 +31,41 @@ def run(config: Path | None, sets: list[str], nodes_file: Path, *, check: bool, 
 
 
 async def _run(cluster: Cluster, check: bool, lanes: bool, console: Console) -> int:
-    first, second = asyncio.Event(), asyncio.Event()
+    first, second, failed = asyncio.Event(), asyncio.Event(), False
+    loop = asyncio.get_running_loop()
 
     def stop() -> None:
         (second if first.is_set() else first).set()
 
+    def fail(reason: str) -> None:
+        nonlocal failed
+        failed = True
+        console.print(f"{reason}: the nodes are stopped", style="red", markup=False)
+        loop.call_soon_threadsafe(first.set)
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop)
+    with background.ends_process(fail):
+        status = await _serve(cluster, check, lanes, console, first, second)
+    return FAILED if failed else status
+
+
+async def _serve(
+    cluster: Cluster, check: bool, lanes: bool, console: Console, first: asyncio.Event, second: asyncio.Event
+) -> int:
+    """Until ``first``, which drains; ``second`` cuts that short."""
     status = 1
     try:
-        await _unless(first, _begin(cluster, check, lanes))
+        await aio.unless(first, _begin(cluster, check, lanes))
         if check and not first.is_set():
             return 0
         if not first.is_set():
-            lost = await _unless(first, cluster.lost())
+            lost = await aio.unless(first, cluster.lost())
             if lost is None:
                 status = 0
             else:
                 console.print(f"{lost}: its agent ended; the rest is stopped", style="red")
-            await _unless(second, cluster.drain())
+            await aio.unless(second, cluster.drain())
     except (NodeError, GateError) as error:
         console.print(str(error), style="red", markup=False)
     except BaseExceptionGroup as group:
@@ -65,17 +81,3 @@ async def _begin(cluster: Cluster, check: bool, lanes: bool) -> None:
     await cluster.check(lanes=lanes)
     if not check:
         await cluster.start()
-
-
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Any]) -> Any:
-    """The result of the work; None if the event comes first, which cancels it."""
-    task, waiter = asyncio.create_task(work), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait((task, waiter), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
-            return None
-        return task.result()
-    finally:
-        waiter.cancel()

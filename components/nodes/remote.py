@@ -6,7 +6,10 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
+
+from components import aio, background
 
 _LINE = 2**22
 _END_SECONDS = 15.0
@@ -26,8 +29,9 @@ class Remote:
         self._last: deque[str] = deque(maxlen=5)
         self._number = 0
         self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._reading = asyncio.create_task(self._read())
-        self._errors = asyncio.create_task(self._read_errors())
+        # Who waits for an answer gets this one, which is none, when no other can come.
+        self._reading = background.task(self._read(), f"the reader of {name}", failed=lambda _: self._no_more())
+        self._errors = background.task(self._read_errors(), f"the reader of {name}'s errors")
 
     @classmethod
     async def start(cls, name: str, command: Sequence[str], write: Callable[[str], None]) -> Remote:
@@ -55,6 +59,8 @@ class Remote:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             async with asyncio.timeout(seconds):
                 answer = await self._answers.get()
+                while 0 <= answer.get("answer", -1) < self._number:  # one that was no longer waited for
+                    answer = await self._answers.get()
         except TimeoutError:
             raise NodeError(f"{self.name}: no answer to `{do}` after {seconds:g} s") from None
         except ConnectionError:
@@ -81,20 +87,23 @@ class Remote:
                 await self.ended()
         except TimeoutError:
             self._write("the connection does not end, and is cut")
-            self._process.kill()
-            await self.ended()
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            # What the launcher left behind (ssh does, to share a connection) may hold its output open.
+            await aio.end(self._reading, self._errors)
 
     async def _read(self) -> None:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
-            if not line.startswith(b"{"):
-                self._take(line)
-                continue
-            message: dict[str, Any] = json.loads(line)
-            if "log" in message:
-                self._take(message["log"].encode())
-            else:
+            message = _message(line)
+            if "answer" in message:
                 self._answers.put_nowait(message)
+            else:
+                self._take(str(message.get("log", "")).encode() or line)
+        self._no_more()
+
+    def _no_more(self) -> None:
         self._answers.put_nowait({})
 
     async def _read_errors(self) -> None:
@@ -106,3 +115,12 @@ class Remote:
         text = line.decode(errors="replace").rstrip()
         self._last.append(text)
         self._write(text)
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    """What the agent says; empty for a line of somebody else's, of the shell on the way say."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}

@@ -9,6 +9,10 @@ is exposed for as long as this call stays open.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message
 
 
@@ -20,7 +24,7 @@ class EncodeRequest(Message):
     model: str
     image: ImageSource
     cache_salt: CacheSalt = ""
-    content_hash: str = ""
+    content_hash: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Found(Message, kw_only=True):

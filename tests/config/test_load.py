@@ -196,6 +196,22 @@ def test_lists_and_texts_in_overrides() -> None:
     assert topology.transfer.ucx_tls is None
 
 
+@pytest.mark.parametrize(
+    ("text", "endpoints"),
+    [
+        ("[::1]:2", ("[::1]:2",)),
+        ("[::1]:2,[::2]:3", ("[::1]:2", "[::2]:3")),
+        ("[[::1]:2]", ("[::1]:2",)),
+        ('["[::1]:2", a:3]', ("[::1]:2", "a:3")),
+        ("[127.0.0.1:2379, a:1]", ("127.0.0.1:2379", "a:1")),
+        ("", ()),
+        ("[]", ()),
+    ],
+)
+def test_lists_with_brackets_in_their_items(text: str, endpoints: tuple[str, ...]) -> None:
+    assert load(None, [f"etcd.endpoints={text}"], NOTHING).etcd.endpoints == endpoints
+
+
 def test_a_wrong_override_names_itself() -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, ["frontend.port=http"], {"TRIPTYCH_DECODE__MAX_BATCH": "0"})
@@ -256,7 +272,7 @@ def test_what_is_written_down_reads_back(file: Path) -> None:
     ("overrides", "devices"),
     [
         ([], "lo"),
-        (["nats.servers=nats://localhost:1", 'etcd.endpoints=["[::1]:2"]'], "lo"),
+        (["nats.servers=nats://localhost:1", "etcd.endpoints=[::1]:2"], "lo"),
         (["nats.servers=nats://127.0.0.1:1, nats://10.0.0.1:1"], None),
         (["nats.servers=nats://me:secret@nats:1"], None),
         (["etcd.endpoints=etcd:2379"], None),

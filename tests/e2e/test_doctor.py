@@ -36,5 +36,5 @@ async def test_another_deployment_on_the_same_servers_is_not_ours(stack: Stack) 
     nats, etcd = (address.rpartition(":")[2] for address in (stack.nats, stack.etcd))
     ports = (f"nats.port={nats}", f"etcd.port={etcd}", f"frontend.port={free_port()}")
     status, says = await doctor("namespace=another", *ports)
-    assert status == 1
+    assert status == 1, says
     assert "cannot listen" in says[f"port {nats}"]

@@ -65,7 +65,7 @@ async def test_requests_that_wait_for_a_slow_host_hold_nothing_that_others_need(
         held = {name: count for name, count in (await inside.held()).items() if "embedding" in name}
         silent.set()
         failed = await asyncio.gather(*slow)
-        assert {answer.status_code for answer in failed} == {422}
+        assert {answer.status_code for answer in failed} == {400}
         await inside.idle()
     assert held == {}
     assert beside < 3 * alone + 0.1, f"alone {alone:.3f} s, beside {REQUESTS} slow ones {beside:.3f} s"
@@ -76,6 +76,7 @@ async def test_many_requests_of_many_pictures_and_little_memory(tmp_path_factory
     """Memory at encode for fewer pictures than one request has: all requests complete."""
     settings = [f"model.path={MODEL}", "model.name=tiny-vl", "encode.media.allow_private_networks=true"]
     settings += ["encode.pool_bytes=131072", "model.max_context=1024", "encode.replicas=2"]
+    settings += ["transfer.deadline_seconds=60"]  # a busy machine waits longer for its turn
     with running_stack(sets=settings, cwd=tmp_path_factory.mktemp("s")) as stack:
         async with web_server() as web, httpx.AsyncClient(base_url=stack.url, timeout=90) as http:
             asked = []

@@ -1,9 +1,12 @@
-"""Model folders without weights: what the adapter and the contract read of a checkpoint."""
+"""Model folders with hardly a weight: what the adapter and the contract read of a checkpoint."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
 
 from tests.processor.models import CONTEXT, make_model, make_tokenizer
 
@@ -34,6 +37,9 @@ def llava(folder: Path) -> Path:
 
 def _write(folder: Path, *, model_type: str, image: str, vision: dict[str, int]) -> Path:
     make_model(folder)
+    save_file(
+        {"weight": np.zeros(1, np.float32)}, folder / "model.safetensors"
+    )  # `triptych up` looks whether there are any.
     tokenizer = make_tokenizer()
     config = {
         "model_type": model_type,

@@ -211,3 +211,25 @@ async def test_no_shape_of_a_request_holds_the_others(stack: Stack) -> None:
         )
         assert p99 < 0.1
         assert seconds[-1] < 0.5
+
+
+async def test_memory_comes_back(stack: Stack) -> None:
+    """Of long texts and pictures, several at once; after the first rounds it grows no more."""
+    names = [
+        "words",
+        "words beyond the limit",
+        "100,000 parts",
+        "a picture",
+        "a picture written oddly",
+        "above the limit",
+    ]
+    sizes = []
+    async with Frontend(stack) as frontend:
+        for _ in range(6):
+            for name in names:
+                posts = (frontend.http.post(CHAT, content=SHAPES[name][0], headers=JSON) for _ in range(4))
+                await asyncio.gather(*posts)
+            sizes.append(frontend.memory())
+        print("MB resident after each round:", sizes)
+        assert max(sizes[3:]) < max(sizes[:3]) + 64
+        assert sizes[-1] < 700

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from components.messaging import Bus, CallError, Context
-from components.runtime.servers import NatsServer
+from components.runtime.servers import NATS_MAX_PAYLOAD, NatsServer
 from tests.messaging.example import STAGE, SUBJECT, Ask, Example, Item, Number, Text
 from tests.servers import until
 
@@ -106,15 +106,15 @@ async def test_another_protocol_version_is_refused(shared_nats: NatsServer, call
 
 async def test_what_nats_cannot_carry_is_refused_before_it_is_sent(caller: Bus, callee: Bus) -> None:
     await callee.serve(SUBJECT, stage=STAGE, operations=Example().operations)
-    megabyte = "x" * 2**20
-    error = await failure(caller, "echo", Ask(1, text=megabyte))
+    too_much = "x" * NATS_MAX_PAYLOAD
+    error = await failure(caller, "echo", Ask(1, text=too_much))
     assert error.code == "body_too_large"
-    almost = Ask(1, text="x" * (2**20 - 2000))
+    almost = Ask(1, text="x" * (NATS_MAX_PAYLOAD - 2000))
     assert (await caller.call(SUBJECT, "echo", almost, reply=Text, context=Context.new(10))).value == almost.text
 
     class Large(Example):
         async def echo(self, request: Ask, context: Context) -> Text:
-            return Text(megabyte)
+            return Text(too_much)
 
     await callee.serve("triptych.test.large", stage=STAGE, operations=Large().operations)
     error = await failure(caller, "echo", Ask(1), subject="triptych.test.large")

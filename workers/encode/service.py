@@ -14,7 +14,7 @@ from components.aio import on_thread
 from components.config import Topology
 from components.engines.base import EncodeEngine, EngineError
 from components.engines.load import engine
-from components.media import Budget, Fetcher, Limits, Policy, content_hash, decode, salted
+from components.media import Budget, Fetcher, Limits, Policy, salted
 from components.messaging import CallError, Context, operation
 from components.nixl_connect import Connector
 from components.protocol import BufferImage, Embedding, EncodeRequest, ErrorCode, Found, UrlImage
@@ -26,6 +26,7 @@ from components.telemetry.trace import Trace
 from workers.encode.batcher import Batcher
 from workers.encode.cache import EmbeddingCache, Entry
 from workers.encode.kept import KeptBytes
+from workers.encode.pictures import PictureThreads
 from workers.encode.source import ImageSources
 
 IMAGES_IN_FLIGHT = 4
@@ -53,7 +54,7 @@ class EncodeService:
         self._sources = sources
         self._cache = cache
         self._kept = kept
-        self._limits = limits
+        self._pictures = PictureThreads(engine, limits)
         self._batcher = Batcher(
             engine,
             max_images=topology.encode.max_batch_images,
@@ -63,6 +64,7 @@ class EncodeService:
     async def close(self) -> None:
         await self._cache.close()
         await self._batcher.close()
+        self._pictures.close()
 
     async def find(self, request: EncodeRequest, context: Context) -> AsyncIterator[Found]:
         """Nothing is held of the embedding, which may have given way to others when ``encode`` asks for it."""
@@ -121,7 +123,7 @@ class EncodeService:
         self._batcher.expected += 1
         try:
             data = await self._load(request, trace)
-            hash = await asyncio.to_thread(content_hash, data, request.cache_salt)
+            hash = await self._pictures.hash(data, request.cache_salt)
             if said and hash != said:
                 raise EngineError("transfer_failed", "a picture's bytes are not those of its SHA-256")
             with trace.step("encode") as step:
@@ -141,7 +143,7 @@ class EncodeService:
         return kept
 
     async def _make(self, hash: str, data: bytes) -> Entry:
-        prepared = await asyncio.to_thread(lambda: self._engine.prepare(decode(data, self._limits)))
+        prepared = await self._pictures.prepare(data)
         slot = await self._cache.allocate(prepared.tokens * self._engine.format.row_bytes)
         try:
             await self._batcher.encode(prepared, slot)

@@ -11,13 +11,15 @@ order a request takes them decides that no stranger keeps others waiting, and th
    way; so those who hold memory at encode wait for nothing, and those who wait for it hold none of it.
 4. *Reserve.* KV memory is asked for when the rows are here. Those who hold it compute, or decode, and wait for none of
    the others.
+
+A request with one picture takes a shorter way when there is room at once: found and read in one exchange.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -47,9 +49,12 @@ class ReadImage:
 
 @dataclass(frozen=True)
 class _FoundImage:
+    """``read`` is there when the picture was read as soon as it was found."""
+
     info: ImageInfo
     encoder: Instance
     hops: tuple[Hop, ...]
+    read: ReadImage | None = None
 
 
 class ImageReader:
@@ -87,17 +92,39 @@ class ImageReader:
                 with trace.step("ask encode"):
                     answer = await anext(answers)
                 with as_call_errors():
-                    self._check(answer)
-                info = ImageInfo(answer.grid, answer.shape[0], answer.content_hash)
+                    info = self._checked(answer)
                 found.set_result(_FoundImage(info, encoder, (*answer.hops, *hops(trace))))
                 await asyncio.Event().wait()
 
-        try:
+        with _naming(index):
             await self._encoders.attempt(ask)
-        except CallError as error:
-            if error.code.startswith("image_"):
-                error.param = f"images.{index}"
-            raise
+
+    async def find_and_read(self, request: EncodeRequest, context: Context) -> _FoundImage:
+        """The only picture of a request, read at once if there is room without waiting: one exchange, not two.
+
+        Encode holds the embedding meanwhile, but nobody waits. Whoever gets the result releases the slot in it.
+        """
+
+        async def ask(encoder: Instance) -> _FoundImage:
+            trace = Trace("prefill")
+            with as_call_errors(), ExitStack() as unless_done:
+                async with self._bus.stream(
+                    encoder.subject, "encode", request, reply=Embedding, context=context, stage="encode"
+                ) as answers:
+                    with trace.step("ask encode"):
+                        embedding = await anext(answers)
+                    info = self._checked(embedding)
+                    way = (*embedding.hops, *hops(trace))
+                    slot = self._room_now(info)
+                    if slot is None:
+                        return _FoundImage(info, encoder, way)
+                    unless_done.callback(slot.release)
+                    rows = await self._transfer(embedding, info, slot, trace)
+                unless_done.pop_all()
+            return _FoundImage(info, encoder, way, ReadImage(rows, (*embedding.hops, *hops(trace))))
+
+        with _naming(0):
+            return await self._encoders.attempt(ask)
 
     async def room(self, infos: Sequence[ImageInfo]) -> list[Slot]:
         """A slot for each, taken while no other request takes any. Raises CallError ``overloaded``."""
@@ -115,6 +142,14 @@ class ImageReader:
             unless_done.pop_all()
         return slots
 
+    def _room_now(self, info: ImageInfo) -> Slot | None:
+        if self._turn.locked():
+            return None
+        try:
+            return self._pool.allocate(info.tokens * self._format.row_bytes)
+        except PoolExhausted:
+            return None
+
     async def read(self, found: _FoundImage, request: EncodeRequest, slot: Slot, context: Context) -> ReadImage:
         """The rows of a picture that was found, in ``slot``. Raises CallError."""
         trace = Trace("prefill")
@@ -126,14 +161,9 @@ class ImageReader:
             ) as answers:
                 with trace.step("expose embedding"):
                     embedding = await anext(answers)
-                self._check(embedding)
-                info = ImageInfo(embedding.grid, embedding.shape[0], embedding.content_hash)
-                if info != found.info:
+                if self._checked(embedding) != found.info:
                     raise EngineError("internal", "an encode worker's answers about a picture differ")
-                with trace.step("read embedding") as step:
-                    step.lane = await self._transfer(embedding, slot)
-                    step.bytes = info.tokens * self._format.row_bytes
-        rows = ImageRows(info.grid, info.tokens, info.content_hash, slot)
+                rows = await self._transfer(embedding, found.info, slot, trace)
         return ReadImage(rows, (*found.hops, *embedding.hops, *hops(trace)))
 
     def failed(self, found: _FoundImage, error: CallError) -> None:
@@ -141,7 +171,7 @@ class ImageReader:
         if error.code != ErrorCode.OVERLOADED:
             self._encoders.drop(found.encoder.id)
 
-    def _check(self, found: Found) -> None:
+    def _checked(self, found: Found) -> ImageInfo:
         """Refuse what would be misread, before any memory is taken for it."""
         if found.revision != self._format.revision:
             raise EngineError(
@@ -151,23 +181,42 @@ class ImageReader:
             )
         if (found.shape[1], found.dtype) != (self._format.width, self._format.dtype):
             raise EngineError("transfer_failed", f"embedding is {found.shape} {found.dtype}, not what this model takes")
+        return ImageInfo(found.grid, found.shape[0], found.content_hash)
 
-    async def _transfer(self, embedding: Embedding, slot: Slot) -> str:
+    async def _transfer(self, embedding: Embedding, info: ImageInfo, slot: Slot, trace: Trace) -> ImageRows:
         try:
             metadata = RdmaMetadata.model_validate_json(embedding.record)
         except ValueError as error:
             raise EngineError("transfer_failed", f"embedding record: {error}") from error
-        async with await self._connector.begin_read(metadata, slot.descriptor, deadline=self._deadline) as read:
-            await read.wait_for_completion()
-            return read.lane
+        with trace.step("read embedding") as step:
+            async with await self._connector.begin_read(metadata, slot.descriptor, deadline=self._deadline) as read:
+                await read.wait_for_completion()
+            step.lane, step.bytes = read.lane, info.tokens * self._format.row_bytes
+        return ImageRows(info.grid, info.tokens, info.content_hash, slot)
+
+
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    """Errors about the picture name it by its place in the request."""
+    try:
+        yield
+    except CallError as error:
+        if error.code.startswith("image_"):
+            error.param = f"images.{index}"
+        raise
 
 
 class _Finding:
-    """A picture being found, and then kept at hand."""
+    """A picture being found, and then kept at hand; ``alone`` in its request it is read at once if that can be."""
 
-    def __init__(self, reader: ImageReader, index: int, request: EncodeRequest, context: Context) -> None:
+    def __init__(
+        self, reader: ImageReader, index: int, request: EncodeRequest, context: Context, *, alone: bool
+    ) -> None:
         self._found: asyncio.Future[_FoundImage] = asyncio.get_running_loop().create_future()
-        self._task = aio.child(reader.find(index, request, self._found, context))
+        if alone:
+            self._task = aio.child(self._at_once(reader, request, context))
+        else:
+            self._task = aio.child(reader.find(index, request, self._found, context))
 
     async def found(self) -> _FoundImage:
         """Raises what finding it raises."""
@@ -179,6 +228,11 @@ class _Finding:
 
     async def end(self) -> None:
         await aio.end(self._task)
+        if self._found.done() and (read := self._found.result().read) is not None:
+            read.rows.slot.release()
+
+    async def _at_once(self, reader: ImageReader, request: EncodeRequest, context: Context) -> None:
+        self._found.set_result(await reader.find_and_read(request, context))
 
 
 class RequestImages:
@@ -199,8 +253,7 @@ class RequestImages:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._release()
-        for finding in self._findings:
-            await aio.to_the_end(finding.end())
+        await aio.to_the_end(self._end())
 
     async def infos(self) -> list[ImageInfo]:
         """What each picture is, when all are found: now the length of the prompt is known. Raises CallError."""
@@ -210,6 +263,8 @@ class RequestImages:
         """All rows, in memory held until the block ends. Raises CallError."""
         for tries in range(1, _TRIES + 1):
             found = await self._found()
+            if all(each.read for each in found):
+                return [each.read for each in found if each.read]
             self._slots = await self._reader.room([each.info for each in found])
             reads = map(self._read, found, self._requests, self._slots)
             outcomes = await asyncio.gather(*reads, return_exceptions=True)
@@ -228,13 +283,17 @@ class RequestImages:
         raise AssertionError("the last try returns or raises")
 
     def _find(self, index: int) -> _Finding:
-        return _Finding(self._reader, index, self._requests[index], self._context)
+        alone = len(self._requests) == 1
+        return _Finding(self._reader, index, self._requests[index], self._context, alone=alone)
 
     async def _found(self) -> list[_FoundImage]:
         return await asyncio.gather(*(finding.found() for finding in self._findings))
 
     async def _read(self, found: _FoundImage, request: EncodeRequest, slot: Slot) -> ReadImage:
         return await self._reader.read(found, request, slot, self._context)
+
+    async def _end(self) -> None:
+        await asyncio.gather(*(finding.end() for finding in self._findings))
 
     def _release(self) -> None:
         while self._slots:

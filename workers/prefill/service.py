@@ -6,7 +6,6 @@ Answers ``prefill``; asks ``encode`` of encode workers and ``reserve`` of the de
 from __future__ import annotations
 
 from components import aio
-from components.aio import on_thread
 from components.config import Topology
 from components.engines.base import PrefillEngine, Prompt, check_token_ids
 from components.engines.load import engine
@@ -99,7 +98,7 @@ async def run(topology: Topology, instance: str | None = None) -> None:
         open_connector(topology, panel.id) as connector,
     ):
         # On a thread, the imports too: a signal must end this process while it loads.
-        prefill_engine = await on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
+        prefill_engine = await aio.on_thread(lambda: engine(topology).prefill_engine(topology, connector), "load")
         await prefill_engine.start()
         format = prefill_engine.format
         size = EMBEDDING_POOL_PROMPTS * prefill_engine.max_context * format.row_bytes

@@ -14,7 +14,6 @@ from components.engines.base import EngineError, Grid, ImageInfo
 from components.protocol import Sampling
 
 _ROOM_BYTES = 8
-_SEEDS = 2**63 - 1  # SGLang keeps them in a tensor of int64, and its scheduler dies of one that is more
 # SGLang's own probes name this address, and room 0: the engine computes, and no other engine takes part.
 _NOBODY = "2.2.2.2"
 
@@ -111,7 +110,7 @@ def request(
             "max_new_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "sampling_seed": sampling.seed & _SEEDS,
+            "sampling_seed": sampling.seed,
             "stop_token_ids": list(sampling.stop_token_ids),
             "ignore_eos": sampling.ignore_eos,
         },

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
-from components.engines.base import LEAST_TEMPERATURE, EngineError
+from components.engines.base import EngineError
 from components.protocol import Sampling
 
 
@@ -16,7 +16,7 @@ class Sampler:
     (drawn by prefill) and the rest (drawn by decode, in whatever batch) repeat with the seed."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self.greedy = sampling.temperature < LEAST_TEMPERATURE
+        self.greedy = sampling.temperature == 0.0
         self._seed = sampling.seed
         self._warpers = LogitsProcessorList()
         if not self.greedy:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from components import background
-from components.engines.base import LEAST_TEMPERATURE, EngineError
+from components.engines.base import EngineError
 from components.engines.trtllm.model import Model
 from components.engines.trtllm.release import (
     LLM,
@@ -50,9 +50,9 @@ def sampling_params(sampling: Sampling, max_tokens: int) -> Any:
     """Token ids in, token ids out: text is the processor's affair."""
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=0.0 if sampling.temperature < LEAST_TEMPERATURE else sampling.temperature,
+        temperature=sampling.temperature,
         top_p=sampling.top_p,
-        seed=sampling.seed & 0x7FFF_FFFF_FFFF_FFFF,
+        seed=sampling.seed & 0x7FFF_FFFF_FFFF_FFFF,  # TensorRT-LLM takes none below 0.
         ignore_eos=sampling.ignore_eos,
         stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_token_ids) or None,
         detokenize=False,
