@@ -11,7 +11,7 @@ from typer.main import get_command
 from components.cli.main import app
 from tests.servers import ROOT
 
-PAGES = ("deploy.md", "deploy-cluster.md", "troubleshooting.md", "ports.md")
+PAGES = ("deploy.md", "deploy-cluster.md", "troubleshooting.md", "ports.md", "http.md")
 
 
 @pytest.mark.parametrize("name", PAGES)
