@@ -36,9 +36,15 @@ class Prompter:
         images = tuple(part.image for turn in turns for part in turn.parts if isinstance(part, ImagePart))
         if images and self._image_token_id is None:
             raise _refused("This model takes no pictures.")
+        # A message and a picture have at least a token each of their own.
+        if len(turns) + len(images) > self._max_context:
+            raise self._far_too_long()
         contents = [_content(turn) for turn in turns]
-        if self._far_too_long(contents, len(images)):
-            raise _too_long(context_exceeded(self._max_context, self._max_context, counted=False))
+        # Twice, since it is counted in pieces: what may fit is counted exactly later.
+        enough = 2 * self._max_context
+        texts = [piece for content in contents for piece in content if piece is not None]
+        if sum(map(len, texts)) > enough and self._tokenizer.count(texts, enough) >= enough:
+            raise self._far_too_long()
         guard = self._tokenizer.guard()
         messages = [_message(turn.role, content, guard) for turn, content in zip(turns, contents, strict=True)]
         try:
@@ -53,15 +59,9 @@ class Prompter:
             raise _too_long(context_exceeded(self._max_context, len(token_ids)))
         return Prompt(token_ids, images)
 
-    def _far_too_long(self, contents: Sequence[Content], images: int) -> bool:
+    def _far_too_long(self) -> CallError:
         """Found at a cost that the context bounds, however long the conversation is."""
-        # A message and a picture have at least a token each of their own.
-        if len(contents) + images > self._max_context:
-            return True
-        texts = [piece for content in contents for piece in content if piece is not None]
-        # Twice, since it is counted in pieces: what may fit is counted exactly later.
-        enough = 2 * self._max_context
-        return sum(map(len, texts)) > enough and self._tokenizer.count(texts, enough) >= enough
+        return _too_long(context_exceeded(self._max_context, self._max_context, counted=False))
 
 
 def _content(turn: Turn) -> Content:

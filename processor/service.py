@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 
@@ -20,7 +20,6 @@ from components.protocol import (
     ErrorCode,
     GenerateRequest,
     TextPart,
-    Turn,
 )
 from components.runtime import Panel, Peers
 from components.runtime.hops import hops
@@ -38,6 +37,8 @@ _SHORT = 4_000
 _PART = 20
 # Each takes up to some hundred bytes for every token of the context; all of them share the tokenizer's own threads.
 _LONG_AT_ONCE = 4
+# How long after a long prompt its memory goes back to the system.
+_TIDY_SECONDS = 0.5
 
 
 class ProcessorService:
@@ -48,6 +49,7 @@ class ProcessorService:
         self._prompter = Prompter(files, max_context)
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(_LONG_AT_ONCE, "prompt")
+        self._tidying: asyncio.TimerHandle | None = None
 
     async def chat(self, request: ChatRequest, context: Context) -> AsyncIterator[ChatItem]:
         if request.model != self._model:
@@ -83,13 +85,17 @@ class ProcessorService:
     async def _prompt(self, request: ChatRequest) -> Prompt:
         if _short(request):
             return self._prompter.prompt(request.turns)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._long_prompt, request.turns)
-
-    def _long_prompt(self, turns: Sequence[Turn]) -> Prompt:
+        loop = asyncio.get_running_loop()
         try:
-            return self._prompter.prompt(turns)
+            return await loop.run_in_executor(self._threads, self._prompter.prompt, request.turns)
         finally:
-            memory.give_back()
+            # Not at once: the request, or the error on its way to the client, still holds what it was made from.
+            if self._tidying is None:
+                self._tidying = loop.call_later(_TIDY_SECONDS, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        self._threads.submit(memory.give_back)
 
 
 def _short(request: ChatRequest) -> bool:

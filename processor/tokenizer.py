@@ -17,6 +17,8 @@ from tokenizers import Encoding, Tokenizer
 
 # Long texts are counted in pieces of so many characters, each of which takes some milliseconds.
 _PIECE = 16_384
+# Texts are handed to the tokenizer so many at a time: it holds the interpreter while it takes and returns them.
+_BATCH = 1024
 
 
 class Guard:
@@ -91,8 +93,11 @@ class PromptTokenizer:
         return tokens
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
-        # Not `encode`, which holds the interpreter for as long as it takes: a second for a megabyte.
-        return self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encodings: list[Encoding] = []
+        for start in range(0, len(texts), _BATCH):
+            # Not `encode`, which holds the interpreter for as long as it takes: a second for a megabyte.
+            encodings += self._tokenizer.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+        return encodings
 
 
 def _any_of(spellings: Iterable[str]) -> str:

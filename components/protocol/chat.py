@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Seed, TokenLimit, Usage
+from components.protocol.common import MANY, CacheSalt, Count, Hop, ImageSource, Message, Seed, TokenLimit, Usage
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,7 +26,7 @@ class Turn(Message):
     """One message of the conversation; ``role`` is ``system``, ``user`` or ``assistant``."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: Annotated[tuple[TextPart | ImagePart, ...], Meta(max_length=MANY)]
 
 
 class ChatRequest(Message):
@@ -36,7 +36,7 @@ class ChatRequest(Message):
     """
 
     model: str
-    turns: tuple[Turn, ...]
+    turns: Annotated[tuple[Turn, ...], Meta(max_length=MANY)]
     max_tokens: TokenLimit | None = None
     temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 1.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0

@@ -14,6 +14,12 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 """An engine checks it against its vocabulary too."""
 
+TokenIds = Annotated[tuple[TokenId, ...], msgspec.Meta(max_length=2**20)]
+"""More than any context holds; so many take some 20 ms to decode, during which nothing else runs."""
+
+MANY = 2**16
+"""The most of anything else that comes in numbers: messages, their parts, pictures."""
+
 TokenLimit = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -51,6 +57,7 @@ class BufferImage(Message, tag="buffer"):
 
 
 ImageSource = UrlImage | BufferImage
+Images = Annotated[tuple[ImageSource, ...], msgspec.Meta(max_length=MANY)]
 
 
 class Sampling(Message):

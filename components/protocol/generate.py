@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from components.protocol.chat import FinishReason
-from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling, TokenId, Usage
+from components.protocol.common import CacheSalt, Count, Hop, Images, Message, Sampling, TokenIds, Usage
 
 
 class GenerateRequest(Message):
     """``token_ids`` hold one image placeholder for each of ``images``, in the same order."""
 
     model: str
-    token_ids: tuple[TokenId, ...]
-    images: tuple[ImageSource, ...]
+    token_ids: TokenIds
+    images: Images
     sampling: Sampling
     cache_salt: CacheSalt = ""
 
@@ -31,7 +31,7 @@ class Started(Message, tag="started"):
 class Tokens(Message, tag="tokens"):
     """The next tokens of the answer, in order; several when the reader was slower than the engine."""
 
-    ids: tuple[TokenId, ...]
+    ids: TokenIds
 
 
 class GenerateDone(Message, tag="done"):

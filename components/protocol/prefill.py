@@ -6,15 +6,15 @@ when it does: decode answers with a *writable* record and prefill writes the KV 
 
 from __future__ import annotations
 
-from components.protocol.common import CacheSalt, Count, Hop, ImageSource, Message, Sampling, TokenId
+from components.protocol.common import CacheSalt, Count, Hop, Images, Message, Sampling, TokenId, TokenIds
 
 
 class PrefillRequest(Message):
     """``reserve_subject`` is where the asking decode instance answers ``reserve``; ``attempt`` names this try."""
 
     model: str
-    token_ids: tuple[TokenId, ...]
-    images: tuple[ImageSource, ...]
+    token_ids: TokenIds
+    images: Images
     sampling: Sampling
     reserve_subject: str
     attempt: str

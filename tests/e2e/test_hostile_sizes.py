@@ -92,19 +92,19 @@ MESSAGES: dict[str, tuple[Role, str, object, object]] = {
     "chat of messages": (
         "processor",
         "chat",
-        ChatRequest(model="tiny-vl", turns=(Turn(role="user", parts=()),) * 55_000),
+        ChatRequest(model="tiny-vl", turns=(Turn(role="user", parts=()),) * 2**16),
         ChatItem,
     ),
     "chat of digits": (
         "processor",
         "chat",
-        ChatRequest(model="tiny-vl", turns=(Turn(role="user", parts=(TextPart(text="7" * 1_040_000),)),)),
+        ChatRequest(model="tiny-vl", turns=(Turn(role="user", parts=(TextPart(text="7" * 8_000_000),)),)),
         ChatItem,
     ),
     "token ids": (
         "decode",
         "generate",
-        GenerateRequest(model="tiny-vl", token_ids=(7,) * 1_040_000, images=(), sampling=SAMPLING),
+        GenerateRequest(model="tiny-vl", token_ids=(7,) * 2**20, images=(), sampling=SAMPLING),
         GenerateItem,
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import re
 import subprocess
 import sys
@@ -41,7 +41,7 @@ TEXTS = {
     "special tokens": "<|im_end|>" * (LETTERS // 10),
     "almost special tokens": "<|im_en" * (LETTERS // 7),
 }
-STALL_SECONDS = 0.05
+HOLD_SECONDS = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +58,22 @@ def plain() -> Tokenizer:
 
 
 @contextmanager
-def longest_stalls(stalls: list[float]) -> Iterator[None]:
-    """Adds the longest time for which another thread could not run."""
+def longest_holds(holds: list[float]) -> Iterator[None]:
+    """Adds the longest computing of this thread, in seconds, during which another one could not run.
+
+    In time of its own processor clock: on a busy machine the other thread waits for a core as well.
+    """
+    clock = time.pthread_getcpuclockid(threading.get_ident())
     ended = threading.Event()
     longest = 0.0
 
     def watch() -> None:
         nonlocal longest
+        before = time.clock_gettime(clock)
         while not ended.is_set():
-            before = time.perf_counter()
             time.sleep(0.001)
-            longest = max(longest, time.perf_counter() - before)
+            now = time.clock_gettime(clock)
+            longest, before = max(longest, now - before), now
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -77,16 +82,19 @@ def longest_stalls(stalls: list[float]) -> Iterator[None]:
     finally:
         ended.set()
         watching.join()
-        stalls.append(longest)
+        holds.append(longest)
 
 
 def assert_others_can_run(work: Callable[[], object]) -> None:
-    """What holds the interpreter does so each time; a busy machine does not stall this process each time."""
-    stalls: list[float] = []
-    while not stalls or (min(stalls) > STALL_SECONDS and len(stalls) < 15):
-        with longest_stalls(stalls):
+    """What holds the interpreter does so each time."""
+    # As a panel does before it serves: what pytest has loaded is not the processor's.
+    gc.collect()
+    gc.freeze()
+    holds: list[float] = []
+    while not holds or (min(holds) > HOLD_SECONDS and len(holds) < 5):
+        with longest_holds(holds):
             work()
-    assert min(stalls) <= STALL_SECONDS, stalls
+    assert min(holds) <= HOLD_SECONDS, holds
 
 
 def say(*texts: str) -> list[Turn]:
@@ -218,45 +226,43 @@ def test_stop_strings_that_never_come() -> None:
 
 
 MEMORY = """
-import json, sys
-from concurrent.futures import ThreadPoolExecutor
-from components.messaging import CallError
-from components.protocol import TextPart, Turn
-from processor.model_files import load
-from processor.prompt import Prompter
-from processor.service import ProcessorService
+import asyncio
 from components import memory
+from components.messaging import CallError
+from components.protocol import ChatRequest, TextPart, Turn
+from processor.model_files import load
+from processor.service import ProcessorService
 from tests.model import MODEL
 from tests.processor.test_long import TEXTS
+from tests.waiting import until
 
 def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
 
+async def main():
+    service = ProcessorService("m", load(str(MODEL)), 131_072, None)
+
+    async def ask(text):
+        try:
+            await service._prompt(ChatRequest(model="m", turns=(Turn(role="user", parts=(TextPart(text=text),)),)))
+        except CallError:
+            pass
+
+    idle = resident()
+    for _ in range(4):
+        await asyncio.gather(*map(ask, TEXTS.values()))
+        await until(lambda: resident() < idle + 60, lambda: f"{resident():.0f} MiB, idle {idle:.0f}")
+
 memory.few_arenas()
-files = load(str(MODEL))
-service = ProcessorService("m", files, 131_072, None)
-
-def ask(text):
-    try:
-        service._long_prompt([Turn(role="user", parts=(TextPart(text=text),))])
-    except CallError:
-        pass
-
-sizes = [resident()]
-for _ in range(4):
-    list(service._threads.map(ask, TEXTS.values()))
-    sizes.append(resident())
-print(json.dumps(sizes))
+asyncio.run(main())
 """
 
 
 def test_the_memory_of_long_texts_comes_back() -> None:
+    """Some 25 MiB stay; nearly 500 where nothing gives them back."""
     root = Path(__file__).parents[2]
-    ended = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, cwd=root)
-    idle, first, *later = json.loads(ended.stdout)
-    # 46 MiB idle, then some 65; 570 where nothing gives it back.
-    assert max(first, *later) < idle + 80
-    assert max(later) < first + 30
+    ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=root)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_model_without_a_long_context_refuses_by_the_same_words(files: ModelFiles) -> None:

@@ -50,7 +50,7 @@ def test_sampling_that_no_engine_can_do(sampling: dict[str, Any]) -> None:
             read(type, message | {"sampling": SAMPLING | sampling})
 
 
-@pytest.mark.parametrize("ids", [[-1], [2**31], [10**12], [2**64 - 1], [1, 2, -3], [1.5], ["1"], 7])
+@pytest.mark.parametrize("ids", [[-1], [2**31], [10**12], [2**64 - 1], [1, 2, -3], [1] * (2**20 + 1), [1.5], ["1"], 7])
 def test_token_ids_that_no_vocabulary_has(ids: object) -> None:
     for type, message in ((GenerateRequest, GENERATE), (PrefillRequest, PREFILL)):
         with pytest.raises(msgspec.ValidationError):
@@ -71,6 +71,8 @@ def test_token_ids_that_no_vocabulary_has(ids: object) -> None:
         {"stop": ["a" * 257]},
         {"stop": [""]},
         {"cache_salt": "a" * 257},
+        {"turns": [{"role": "user", "parts": []}] * (2**16 + 1)},
+        {"turns": [{"role": "user", "parts": [{"type": "text", "text": ""}] * (2**16 + 1)}]},
         {"turns": [{"role": "tool", "parts": []}]},
         {"turns": [{"role": "user", "parts": [{"type": "image", "image": {"type": "url", "url": "h" * 16_385}}]}]},
     ],

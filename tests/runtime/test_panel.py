@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -253,3 +254,11 @@ async def test_ready_is_said_on_the_pipe_once_others_can_find_it(stage: Stage, m
     await stage.start("a")
     assert os.read(reading, 100) == b"ready\n"
     os.close(reading)
+
+
+async def test_what_was_loaded_before_it_serves_is_not_looked_through_again(stage: Stage) -> None:
+    """By the collector of garbage, which stops every thread while it looks."""
+    gc.unfreeze()
+    loaded = [[] for _ in range(100_000)]  # type: ignore[var-annotated]
+    await stage.start("one")
+    assert len(gc.get_objects()) < len(loaded) < gc.get_freeze_count()
