@@ -43,7 +43,7 @@ SEEN_SECONDS = 2.0
 _AFTERMATH = 10.0
 """Seconds after an injury in which what the hurt process called or was called by may be declared dead."""
 
-_READY = re.compile(r"ready role=(\w+) id=(\S+) pid=(\d+)")
+_READY = re.compile(r"(\S+)Z .* ready role=(\w+) id=(\S+) pid=(\d+)")
 _DEATH = re.compile(r"(\S+)Z WARNING +components\.messaging\.links: (\S+) is dead: (.*)")
 _CODE = re.compile(rb'"code": ?"(\w+)"')
 
@@ -80,10 +80,9 @@ class Log:
             while (line := file.readline()).endswith("\n"):
                 self._read = file.tell()
                 if match := _READY.search(line):
-                    self._ready[match[2]] = (match[1], int(match[3]), time.time())
+                    self._ready[match[3]] = (match[2], int(match[4]), _seconds(match[1]))
                 if match := _DEATH.search(line):
-                    at = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
-                    self.deaths.append(Death(match[2], match[3], at))
+                    self.deaths.append(Death(match[2], match[3], _seconds(match[1])))
 
     def workers(self) -> list[tuple[str, int]]:
         """Id and pid of every living worker that has been there for long enough to have work."""
@@ -93,6 +92,10 @@ class Log:
             for id, (role, pid, since) in self._ready.items()
             if role in WORKERS and since < settled and Path(f"/proc/{pid}").exists()
         ]
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).replace(tzinfo=UTC).timestamp()
 
 
 @dataclass
@@ -130,7 +133,10 @@ async def hurt(log: Log, end: float, every: float) -> list[Injury]:
     while time.time() + every < end:
         await asyncio.sleep(every)
         log.look()
-        id, pid = random.choice(log.workers())
+        workers = log.workers()
+        if not workers:
+            continue
+        id, pid = random.choice(workers)
         number = next(numbers)
         injury = Injury(id, number.name, time.time())
         injuries.append(injury)

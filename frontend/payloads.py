@@ -99,13 +99,14 @@ def lift(body: bytes | bytearray, longest: int, strings: int) -> Lifted:
     # Nobody can guess it, so no text can name a payload.
     nonce = secrets.token_hex(8)
     for count, (start, end) in enumerate(_data_urls(body)):
+        # At every place that is found, not at the end: what is searched costs as well.
         if count > strings:
             raise TooManyStrings
+        if len(rest) + start - done > longest:
+            raise TooLong
         comma = body.find(b",", start, min(end, start + _SHORT))
         if comma < 0 or end - comma <= _SHORT:
             continue
-        if len(rest) + comma - done > longest:
-            raise TooLong
         name = f"{nonce}-{len(payloads)}"
         payloads[name] = Payload(body, comma + 1, end)
         rest += body[done : comma + 1] + name.encode()
@@ -120,7 +121,8 @@ def lift(body: bytes | bytearray, longest: int, strings: int) -> Lifted:
 
 
 def _data_urls(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
-    """Where strings that begin with ``data:`` stand, without their quotes. (Any other spelling stays in the rest.)
+    """Where strings that begin with ``data:`` stand, without their quotes; one that cannot be set aside as an empty
+    place. (Any other spelling stays in the rest.)
 
     In JSON a quote before a ``d`` begins a string or is escaped, so the strings in between need not be looked at. In
     what is not JSON whatever is found here does no harm: the rest will not be JSON either.
@@ -133,18 +135,23 @@ def _data_urls(body: bytes | bytearray) -> Iterator[tuple[int, int]]:
             continue
         position = quote + 1
         if _is_escaped(body, quote):
+            yield position, position
             continue
         end = body.find(b'"', position)
         if end < 0:
             return
         # With a quote inside it is not base64, and need not be set aside.
-        if not _is_escaped(body, end):
-            yield position, end
+        yield position, position if _is_escaped(body, end) else end
         position = end + 1
 
 
 def _is_escaped(body: bytes | bytearray, quote: int) -> bool:
+    """Is there an odd number of backslashes before it?"""
     first = quote
-    while first and body[first - 1] == ord("\\"):
-        first -= 1
+    while first:
+        start = max(0, first - _SHORT)
+        run = first - start - len(body[start:first].rstrip(b"\\"))
+        first -= run
+        if run < _SHORT:
+            break
     return (quote - first) % 2 == 1

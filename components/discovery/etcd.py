@@ -90,7 +90,8 @@ class Etcd:
     def troubled(self) -> bool:
         """Whether a question failed or was late within the last ``CALM`` seconds, or is late now.
 
-        A lease that ran out meanwhile says nothing of its owner: it could not be kept either.
+        A lease that ran out meanwhile says nothing of its owner: it could not be kept either. A registry that keeps a
+        lease of its own, as every panel's does, asks often enough to know.
         """
         now = time.monotonic()
         with self._lock:

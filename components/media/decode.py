@@ -38,6 +38,12 @@ _BAND_PIXELS = 500_000
 
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
 _MOST_SCANS = 100
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MOST_PARTS = 20_000
+"""Segments, or chunks, that a file may have before its pixels end. Pillow reads each in Python: five times as many take
+a second in which a thread is lost. Files have hundreds, large PNGs some thousands."""
+_MOST_FILL = 2**16
+"""Bytes between two segments of a JPEG, which Pillow steps over one by one."""
 """Encoders make about ten. A scan can be a few bytes, and each is a pass over all pixels: hours, in a file of 20 MB."""
 
 _ORIENTATION = 0x0112
@@ -91,6 +97,8 @@ def open_picture(data: bytes, limits: Limits) -> Opened:
         raise MediaError("image_undecodable", "The picture is empty (0 bytes).")
     if len(data) > limits.max_bytes:
         raise MediaError("image_too_large", f"The picture has more than {limits.max_bytes} bytes.")
+    if (data.startswith(_JPEG) and _is_endless_jpeg(data)) or (data.startswith(_PNG) and _is_endless_png(data)):
+        raise MediaError("image_undecodable", "The picture's file has a header without end.")
     if data.startswith(_JPEG) and data.count(_SCAN) > _MOST_SCANS:
         raise MediaError("image_undecodable", f"The picture is a JPEG file of more than {_MOST_SCANS} scans.")
     try:
@@ -102,6 +110,37 @@ def open_picture(data: bytes, limits: Limits) -> Opened:
     if image.width * image.height > limits.max_pixels:
         raise _too_many_pixels(limits, image)
     return Opened(image.width * image.height, image, data[:_PNG_HEADER])
+
+
+def _is_endless_jpeg(data: bytes) -> bool:
+    """Would finding the first scan take Pillow too long? What is broken is for Pillow to say."""
+    at = len(_JPEG)
+    for _ in range(_MOST_PARTS):
+        mark = data.find(b"\xff", at, at + _MOST_FILL)
+        if mark < 0:
+            return len(data) - at >= _MOST_FILL
+        fill = data[mark : mark + 8]
+        if not fill.strip(b"\xff"):
+            fill = data[mark : mark + _MOST_FILL]
+        kind = mark + len(fill) - len(fill.lstrip(b"\xff"))
+        if kind == mark + _MOST_FILL:
+            return True
+        if data[kind - 1 : kind + 1] == _SCAN:
+            return False
+        alone = data[kind : kind + 1] in (b"", b"\x00", b"\x01") or 0xD0 <= data[kind] <= 0xD9
+        at = kind + 1 if alone else kind + 1 + max(2, int.from_bytes(data[kind + 1 : kind + 3], "big"))
+        if at >= len(data):
+            return False
+    return True
+
+
+def _is_endless_png(data: bytes) -> bool:
+    at = len(_PNG)
+    for _ in range(_MOST_PARTS):
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at >= len(data):
+            return False
+    return True
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -40,10 +40,10 @@ async def until_ready(url: str, topology: Topology, seconds: float) -> None:
         raise GateError(f"{url}/ready after {seconds:g} s: {said}") from None
 
 
-def picture() -> str:
+def picture(colour: tuple[int, int, int] = (200, 30, 30)) -> str:
     """A small one as a ``data:`` URL, so that it takes the way of all panels."""
     file = io.BytesIO()
-    Image.new("RGB", (56, 56), (200, 30, 30)).save(file, "PNG")
+    Image.new("RGB", (56, 56), colour).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

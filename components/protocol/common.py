@@ -47,7 +47,7 @@ class BufferImage(Message, tag="buffer"):
 
     record: bytes
     size: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 ImageSource = UrlImage | BufferImage

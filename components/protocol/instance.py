@@ -12,7 +12,7 @@ Role = Literal["frontend", "processor", "encode", "prefill", "decode"]
 ROLES: tuple[Role, ...] = ("frontend", "processor", "encode", "prefill", "decode")
 
 # One or more tokens of a NATS subject and one part of an etcd key, whoever wrote it.
-Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=256)]
+Id = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z", max_length=256)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 Long = Annotated[str, msgspec.Meta(max_length=1024)]
 Number = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]

@@ -77,6 +77,7 @@ async def test_many_requests_of_many_pictures_and_little_memory(tmp_path_factory
     """Memory at encode for fewer pictures than one request has: all requests complete."""
     settings = [f"model.path={MODEL}", "model.name=tiny-vl", "encode.media.allow_private_networks=true"]
     settings += ["encode.pool_bytes=131072", "model.max_context=1024", "encode.replicas=2"]
+    settings += ["transfer.deadline_seconds=60"]  # a busy machine waits longer for its turn
     with running_stack(sets=settings, cwd=tmp_path_factory.mktemp("s")) as stack:
         async with web_server() as web, httpx.AsyncClient(base_url=stack.url, timeout=90) as http:
             asked = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -102,3 +103,22 @@ def test_too_many_strings(string: str) -> None:
     lifted(json.dumps([string] * 1000).encode(), strings=1000)
     with pytest.raises(TooManyStrings):
         lifted(json.dumps([string] * 4100).encode(), strings=1000)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'"data:\\"' * 4_000_000,
+        b'\\"data:' * 4_000_000,
+        b"\\" * 32_000_000 + b'"data:',
+        (b"\\" * 1001 + b'"data:') * 32_000,
+    ],
+    ids=["an escaped end", "an escaped beginning", "backslashes", "runs of backslashes"],
+)
+def test_what_cannot_be_set_aside_is_counted_as_it_is_found(body: bytes) -> None:
+    """Each took 3 to 7 s of a thread that others wait for, and only then was too long. Judged by this thread's own
+    processor time, with much to spare."""
+    began = time.thread_time()
+    with pytest.raises((TooLong, TooManyStrings)):
+        lift(body, 1_000_000, 10_000)
+    assert time.thread_time() - began < 1.0

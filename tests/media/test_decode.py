@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -329,3 +330,43 @@ def test_a_salt_gives_a_picture_another_name() -> None:
 
 def test_content_hash_is_sha256() -> None:
     assert content_hash(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def _jpeg() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "JPEG", progressive=True)
+    return out.getvalue()
+
+
+def _png(chunks: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, "PNG")
+    png, body = out.getvalue(), b"tEXta\0b"
+    chunk = struct.pack(">I", 3) + body + struct.pack(">I", zlib.crc32(body))
+    return png[:33] + chunk * chunks + png[33:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _jpeg()[:2] + b"\xff\xe1\x00\x02" * 4_000_000 + _jpeg()[2:],
+        _jpeg()[:2] + b"\xff" * 15_000_000 + _jpeg()[2:],
+        _jpeg()[:2] + b"\xff\x00" * 7_000_000 + _jpeg()[2:],
+        _jpeg()[:2] + b"\x00" * 15_000_000 + _jpeg()[2:],
+        _png(700_000),
+    ],
+    ids=["empty segments", "fill", "escaped fill", "junk", "chunks"],
+)
+def test_a_header_without_end_is_refused_before_it_is_read(data: bytes) -> None:
+    """Pillow reads headers in Python: these took 3 to 20 s, in a thread that nobody can cancel."""
+    with pytest.raises(MediaError, match="header without end"):
+        decode(data, LIMITS)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [_jpeg()[:2] + b"\xff\xe1\x00\x02" * 1000 + b"\xff" * 1000 + _jpeg()[2:], _png(1000)],
+    ids=["segments and fill", "chunks"],
+)
+def test_a_long_header_is_read(data: bytes) -> None:
+    assert decode(data, LIMITS).size[0] in (8, 64)

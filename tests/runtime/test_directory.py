@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -46,12 +48,13 @@ WRONG: dict[str, list[object]] = {
         "triptych.test.decode.me",
         "triptych.other.encode.me",
         "triptych.test.encode.me\r\nPUB x 1",
+        "triptych.test.encode.me\n",
         "$SYS.REQ.SERVER.PING",
         7,
     ],
     "model": ["", "another", None],
     "role": ["decode", "admin", "", None],
-    "id": ["other", "", "m e", "me*", "../me", "x" * 300, None],
+    "id": ["other", "", "m e", "me\n", "me*", "../me", "x" * 300, None],
     "protocol": [0, VERSION + 1, -1, 2**31, 1e300, "1"],
     "capacity": [0, -1, 2**63, 1e300],
     "pid": [-1, 2**31, "1"],
@@ -232,3 +235,39 @@ async def test_an_instance_that_others_would_skip_says_so(stage: Stage) -> None:
     panel: Panel = await stage.panel("not a token")
     with pytest.raises(ValueError, match=r"\$\.id"):
         await panel.serve({})
+
+
+async def test_no_request_fails_while_etcd_stands_still_or_after_it(
+    nats: NatsServer, etcd: EtcdServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For longer than every lease lasts: it takes all of them away when it goes on."""
+    async with AsyncExitStack() as stack:
+        stage = Stage(stack, topology(nats, etcd))
+        caller = await stage.panel()
+        # As every panel does: its own lease cannot be kept either, which is how it knows.
+        await caller.serve({})
+        peers = await caller.peers("encode")
+        for name in "ab":
+            await stage.start(name)
+        await until(lambda: len(peers.instances) == 2)
+        assert etcd.pid is not None
+        os.kill(etcd.pid, signal.SIGSTOP)
+        try:
+            goes_on = time.monotonic() + 8
+            while time.monotonic() < goes_on:
+                assert await ask(peers) in "ab"
+        finally:
+            os.kill(etcd.pid, signal.SIGCONT)
+        while sum("ran out; registering again" in record.getMessage() for record in caplog.records) < 3:
+            assert await ask(peers) in "ab"
+            assert time.monotonic() < goes_on + 20
+        for _ in range(200):
+            assert await ask(peers) in "ab"
+            assert len(peers.instances) == 2
+
+
+def test_an_id_that_ends_in_a_line_break_is_none() -> None:
+    """``$`` in a pattern lets one through; it then went into a subject, which NATS cannot have."""
+    entry = {**OURS, "id": "d\n", "subject": "triptych.test.encode.d\n"}
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(json.dumps(entry).encode(), type=Instance)
