@@ -38,13 +38,13 @@ _BAND_PIXELS = 500_000
 
 _JPEG, _SCAN = b"\xff\xd8", b"\xff\xda"
 _MOST_SCANS = 100
+"""Encoders make about ten. A scan can be a few bytes, and each is a pass over all pixels: hours, in a file of 20 MB."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_PARTS = 20_000
 """Segments, or chunks, that a file may have before its pixels end. Pillow reads each in Python: five times as many take
 a second in which a thread is lost. Files have hundreds, large PNGs some thousands."""
 _MOST_FILL = 2**16
 """Bytes between two segments of a JPEG, which Pillow steps over one by one."""
-"""Encoders make about ten. A scan can be a few bytes, and each is a pass over all pixels: hours, in a file of 20 MB."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
