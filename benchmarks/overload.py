@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from benchmarks.chat import chat_body
 from benchmarks.serve import Question, questions
@@ -104,7 +104,7 @@ class Answers:
     seconds: list[float] = field(default_factory=list)
 
 
-async def client(http: httpx.AsyncClient, model: str, question: Question, end: float, answers: Answers) -> None:
+async def client(http: httpx2.AsyncClient, model: str, question: Question, end: float, answers: Answers) -> None:
     """Asks again as soon as it was answered; after an error a fifth of a second later."""
     for turn in itertools.count(random.randrange(2)):
         if time.time() >= end:
@@ -116,7 +116,7 @@ async def client(http: httpx.AsyncClient, model: str, question: Question, end: f
         try:
             async with http.stream("POST", "/v1/chat/completions", json=body) as response:
                 raw = await response.aread()
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             answers.counts[type(error).__name__] += 1
             continue
         if match := _CODE.search(raw):
@@ -166,8 +166,8 @@ def is_true(death: Death, injuries: Sequence[Injury]) -> bool:
 async def measure(url: str, log: Log, *, clients: int, minutes: float, every: float) -> dict[str, Any]:
     end = time.time() + minutes * 60
     answers = Answers()
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=180, limits=limits) as http:
+    limits = httpx2.Limits(max_connections=clients)
+    async with httpx2.AsyncClient(base_url=url, timeout=180, limits=limits) as http:
         model = (await http.get("/v1/models")).json()["data"][0]["id"]
         asking = [client(http, model, question, end, answers) for question in questions(clients, int(time.time()))]
         injuries, _ = await asyncio.gather(hurt(log, end, every), asyncio.gather(*asking))

@@ -269,9 +269,9 @@ def test_rows_of_another_width_type_or_model_are_not_even_read(change: dict[str,
         revision=format.revision,
         content_hash="a" * 64,
     )
-    reader._check(good)
+    reader._checked(good)
     with pytest.raises(EngineError, match=says) as refused:
-        reader._check(msgspec.structs.replace(good, **change))
+        reader._checked(msgspec.structs.replace(good, **change))
     assert refused.value.code == "transfer_failed"
 
 
